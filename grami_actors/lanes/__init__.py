@@ -1,0 +1,1 @@
+"""Where handlers run: one file per lane, one contract (:class:`grami_actors.actor.Lane`). Floor 6."""

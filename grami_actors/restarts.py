@@ -1,0 +1,66 @@
+"""When is a failed actor restarted, and after how long? Decisions only. Floor 2.
+
+The rules are those of OTP's supervisor (restart intensity: ``intensity`` restarts in ``period``, then give
+up and escalate; https://www.erlang.org/doc/system/sup_princ#maximum-restart-intensity) with the
+exponential backoff of Akka's ``BackoffSupervisor``: ``min(longest, shortest · 2ⁿ)`` plus jitter, where n
+counts the restarts of the period, so a healthy period resets it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+
+class RestartPolicy(msgspec.Struct, frozen=True):
+    """How often and how fast a failed actor is restarted.
+
+    Attributes:
+        intensity: restarts allowed within ``period``; one failure more escalates. 0 never restarts.
+        period: seconds.
+        shortest: seconds before the first restart of a period.
+        longest: seconds; the delay never grows beyond it (before jitter).
+        jitter: the delay is multiplied by up to ``1 + jitter``, so that actors that failed together do not
+            come back together.
+    """
+
+    intensity: int = 3
+    period: float = 10.0
+    shortest: float = 0.05
+    longest: float = 5.0
+    jitter: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.intensity < 0 or self.period <= 0 or not 0 <= self.shortest <= self.longest or self.jitter < 0:
+            raise ValueError(f"{self} makes no sense: intensity and jitter >= 0, period > 0, shortest <= longest")
+
+
+class Restart(msgspec.Struct, frozen=True):
+    """Restart after ``delay`` seconds; ``history`` is to be kept for the next decision."""
+
+    delay: float
+    history: tuple[float, ...]
+
+
+class GiveUp(msgspec.Struct, frozen=True):
+    """The intensity is exceeded: stop the actor and tell the parent."""
+
+    failures: int
+
+
+def decide(policy: RestartPolicy, history: Sequence[float], now: float, random: float) -> Restart | GiveUp:
+    """Decide what follows a failure.
+
+    Args:
+        policy: the rules.
+        history: the times of the restarts so far, in seconds.
+        now: the time of this failure, in seconds on the same clock.
+        random: a number from 0 up to 1 that spreads the delay.
+    """
+    recent = tuple(then for then in history if now - then < policy.period)
+    if len(recent) >= policy.intensity:
+        return GiveUp(failures=len(recent) + 1)
+    # The exponent is bounded: 2.0 ** 1024 overflows, and a large intensity is legal.
+    delay = min(policy.longest, policy.shortest * 2.0 ** min(len(recent), 64))
+    return Restart(delay=delay * (1.0 + policy.jitter * random), history=(*recent, now))

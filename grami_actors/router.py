@@ -1,0 +1,129 @@
+"""Who gets a message: names, pools, message types and topics; and the actor that forwards for clients. Floor 6.
+
+The table is plain data and is read from any thread; it is changed only on the home loop, by replacing
+entries, never by changing a list that somebody may be reading. The :class:`Router` actor is one turn over
+that table: it runs no user code, awaits nothing and makes no task per message, so order is kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from grami_actors.actor import Actor, Cell
+from grami_actors.errors import AgentUnavailable, DestinationNotFound, GramiError, NameTaken
+from grami_actors.messages import Envelope
+
+
+class Forward(msgspec.Struct, frozen=True):
+    """Ask the router to hand an envelope on. ``to`` empty: by the type of the message."""
+
+    envelope: Envelope
+    to: str = ""
+
+
+class Pool:
+    """The instances behind one name. A message goes to the one with the least to do, in turn among equals."""
+
+    __slots__ = ("cells", "name", "turn")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.cells: tuple[Cell, ...] = ()
+        self.turn = 0
+
+    def pick(self) -> Cell:
+        """Choose an instance. Raises AgentUnavailable when none is left."""
+        cells = self.cells
+        if not cells:
+            raise AgentUnavailable(f"{self.name} is not running: it failed too often or was stopped")
+        if len(cells) == 1:
+            return cells[0]
+        self.turn = (self.turn + 1) % len(cells)
+        in_turn = cells[self.turn :] + cells[: self.turn]
+        return min(in_turn, key=_load)
+
+
+def _load(cell: Cell) -> tuple[bool, int]:
+    return cell.state != "running", len(cell.mailbox) + cell.working
+
+
+class RoutingTable:
+    """Names to cells, pools to their cells, message types to names, topics to subscribers."""
+
+    def __init__(self) -> None:
+        self.cells: dict[str, Cell] = {}
+        self.pools: dict[str, Pool] = {}
+        self.types: dict[type, str] = {}
+        self.topics: dict[str, tuple[Cell, ...]] = {}
+
+    def claim(self, name: str, cell: Cell) -> None:
+        """Give a name to a cell. Raises NameTaken."""
+        if name in self.cells:
+            raise NameTaken(f"the name {name!r} is taken in this system; names are unique")
+        self.cells[name] = cell
+
+    def join(self, pool: str, cell: Cell) -> None:
+        """Add a cell to a pool, which keeps its name when all its cells are gone."""
+        found = self.pools.setdefault(pool, Pool(pool))
+        found.cells = (*found.cells, cell)
+
+    def subscribe(self, topic: str, cell: Cell) -> None:
+        """Add a subscriber; twice is once."""
+        cells = self.topics.get(topic, ())
+        if cell not in cells:
+            self.topics[topic] = (*cells, cell)
+
+    def remove(self, cell: Cell) -> None:
+        """Forget a cell everywhere."""
+        if self.cells.get(cell.name) is cell:
+            del self.cells[cell.name]
+        for pool in self.pools.values():
+            if cell in pool.cells:
+                pool.cells = tuple(each for each in pool.cells if each is not cell)
+        for topic, cells in tuple(self.topics.items()):
+            if cell in cells:
+                self.topics[topic] = tuple(each for each in cells if each is not cell)
+
+    def find(self, to: str, message: Any) -> Cell:
+        """The cell for a message: by name, or by its type when ``to`` is empty.
+
+        Raises:
+            DestinationNotFound: nothing has this name, or nothing handles this type.
+            AgentUnavailable: the pool of this name has nobody left.
+        """
+        name = to or self.types.get(type(message), "")
+        pool = self.pools.get(name)
+        if pool is not None:
+            return pool.pick()
+        cell = self.cells.get(name)
+        if cell is None:
+            wanted = f"no agent or tool is named {to!r}" if to else f"no agent handles {type(message).__name__}"
+            raise DestinationNotFound(wanted)
+        return cell
+
+
+class Router(Actor):
+    """Forwards what clients send. Its replies go straight from the agent to the connection, not through here."""
+
+    # Bounded by what the connections may have in flight, so the router itself never refuses.
+    mailbox = 1_000_000
+
+    def __init__(self, table: RoutingTable) -> None:
+        super().__init__()
+        self._table = table
+
+    def on_receive(self, message: Any) -> None:
+        """Hand the envelope of a :class:`Forward` on, or answer it with what is wrong."""
+        envelope: Envelope = message.envelope
+        try:
+            # A client's requests may wait for room: their number is bounded by the gateway.
+            self._table.find(message.to, envelope.message).post(envelope, park=_nobody)
+        except GramiError as refused:
+            if envelope.reply_to is not None:
+                envelope.reply_to.fail(refused)
+
+
+def _nobody() -> None:
+    """Nobody waits for a client's request to be admitted: its answer is the word."""

@@ -1,0 +1,88 @@
+"""What all tests share: async tests run on a fresh loop, the lanes, and events to wait on instead of sleeping."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from grami_actors.actor import Actor
+from grami_actors.system import ActorSystem
+from grami_actors.telemetry import Event
+
+LANES = ("loop", "thread")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    wanted = inspect.signature(pyfuncitem.obj).parameters
+    asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in wanted}))
+    return True
+
+
+@pytest.fixture(params=LANES)
+def lane(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def on(lane: str, kind: type[Actor], **options: Any) -> type[Any]:
+    """The same actor class on another lane, or with other options."""
+    return type(kind.__name__, (kind,), {"lane": lane, **options})
+
+
+class Recorder:
+    """Collects telemetry events, and lets a test wait for one instead of sleeping."""
+
+    def __init__(self, system: ActorSystem, *kinds: type[Event]) -> None:
+        self.events: list[Any] = []
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+        system.bus.subscribe(self._add, *kinds)
+
+    def _add(self, event: Any) -> None:
+        self.events.append(event)
+        self._loop.call_soon_threadsafe(self._changed.set)
+
+    async def until(self, condition: Callable[[list[Any]], Any]) -> Any:
+        while not (found := condition(self.events)):
+            self._changed.clear()
+            await self._changed.wait()
+        return found
+
+    async def first(self, kind: type[Event]) -> Any:
+        return await self.until(lambda events: next((e for e in events if isinstance(e, kind)), None))
+
+
+@asynccontextmanager
+async def running(**options: Any) -> AsyncIterator[ActorSystem]:
+    """A system, under a time limit that turns a hang into a failure."""
+    async with asyncio.timeout(20), ActorSystem(**options) as system:
+        yield system
+
+
+class Gate:
+    """Holds a handler, on any lane, until the test opens it."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self.opened = threading.Event()
+
+    def hold(self) -> None:
+        """Block the calling thread (thread lane only)."""
+        self.entered.set()
+        assert self.opened.wait(20)
+
+    async def wait_async(self) -> None:
+        """Hold a coroutine handler."""
+        self.entered.set()
+        await asyncio.get_running_loop().run_in_executor(None, self.opened.wait, 20)
+
+    async def until_entered(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, self.entered.wait, 20)
