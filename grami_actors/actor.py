@@ -114,6 +114,9 @@ class Runtime(Protocol):
     def stop_soon(self, cell: Cell) -> Future[bool]:
         """Begin to stop an actor, from any thread."""
 
+    def after(self, seconds: float, callback: Callable[[], object]) -> Callable[[], None]:
+        """Call back on the home loop; returns a function that takes it back. Both from any thread."""
+
     def release(self, cell: Cell) -> None:
         """Forget a stopped actor: its name, topics and place in the tree are free."""
 
@@ -428,7 +431,7 @@ class Ref(pykka.ActorRef[A]):
 
     def __init__(self, cell: Cell) -> None:
         self._cell = cell
-        self.actor_class = cell.spec.kind  # type: ignore[assignment]
+        self.actor_class = cell.spec.kind
         self.actor_urn = cell.urn
         self.actor_inbox = cell.mailbox  # type: ignore[assignment]
         self.actor_stopped = _Stopped(cell)  # type: ignore[assignment]
@@ -495,7 +498,11 @@ _PYKKA_MESSAGES = frozenset(
 )
 
 
-class Actor(pykka.Actor):
+# For the type checker a base without signatures: hooks and handlers may be coroutine functions here.
+_PykkaActor: Any = pykka.Actor
+
+
+class Actor(_PykkaActor):  # type: ignore[misc]
     """The base of all actors: override :meth:`on_receive`, and the hooks you need, plain or async.
 
     Class attributes set how it runs: ``lane`` (``"loop"`` or ``"thread"``), ``mailbox`` (bound),
@@ -525,7 +532,7 @@ class Actor(pykka.Actor):
         """Refused: an actor belongs to a system. Use ``await system.spawn(Kind, ...)``."""
         raise TypeError(f"start {cls.__name__} with `await system.spawn({cls.__name__}, ...)`: there is no global system")
 
-    def _create_actor_inbox(self) -> Any:  # type: ignore[override]  # Pykka calls it on the instance
+    def _create_actor_inbox(self) -> Any:
         return self._cell.mailbox
 
     @staticmethod
@@ -644,25 +651,40 @@ class Actor(pykka.Actor):
 
     def emit(self, data: Any) -> None:
         """Send a chunk of the answer to whoever streams this request; without one, nothing happens."""
-        scope = current_scope()
-        if scope is not None and scope.sink is not None:
-            scope.sink.emit(data)
+        emit(data)
 
     def progress(self, fraction: float, message: str = "") -> None:
         """Report progress, ``fraction`` from 0 to 1, to whoever streams this request."""
-        scope = current_scope()
-        if scope is not None and scope.sink is not None:
-            scope.sink.progress(fraction, message)
+        progress(fraction, message)
 
     @property
     def cancelled(self) -> bool:
         """Whether the request being handled was cancelled; for thread handlers, which must look themselves."""
-        scope = current_scope()
-        return scope is not None and scope.reason is not None
+        return cancelled()
 
     def stop(self) -> None:
         """Stop this actor after the message in hand."""
         self._cell.runtime.stop_soon(self._cell)
+
+
+def emit(data: Any) -> None:
+    """Send a chunk of the answer to whoever streams the request being handled; without one, nothing happens."""
+    scope = current_scope()
+    if scope is not None and scope.sink is not None:
+        scope.sink.emit(data)
+
+
+def progress(fraction: float, message: str = "") -> None:
+    """Report progress, ``fraction`` from 0 to 1, to whoever streams the request being handled."""
+    scope = current_scope()
+    if scope is not None and scope.sink is not None:
+        scope.sink.progress(fraction, message)
+
+
+def cancelled() -> bool:
+    """Whether the request being handled was cancelled. Code that blocks a thread must look for itself."""
+    scope = current_scope()
+    return scope is not None and scope.reason is not None
 
 
 def details(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import threading
 import time
@@ -210,6 +211,19 @@ class ActorSystem:
             except RuntimeError:  # the loop is closed, so the actor is gone
                 future.set(False)  # noqa: FBT003 - Pykka's signature
         return future
+
+    def after(self, seconds: float, callback: Callable[[], object]) -> Callable[[], None]:
+        """Call back on the home loop; returns a function that takes it back. Both from any thread."""
+        if threading.get_ident() == self._home:
+            return self.loop.call_later(seconds, callback).cancel
+        armed: list[asyncio.TimerHandle] = []
+        self.loop.call_soon_threadsafe(lambda: armed.append(self.loop.call_later(seconds, callback)))
+        # Runs on the loop after the line above has, so the handle is there.
+        return lambda: self._on_loop(lambda: armed[0].cancel())
+
+    def _on_loop(self, callback: Callable[[], object]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: there are no timers any more
+            self.loop.call_soon_threadsafe(callback)
 
     def release(self, cell: Cell) -> None:
         """Forget a stopped actor."""

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import connect as websocket_connect
 
 from grami_actors.actor import Actor
+from grami_actors.config import Config
+from grami_actors.manager import GrowthManager
+from grami_actors.swarm import Swarm
 from grami_actors.system import ActorSystem
 from grami_actors.telemetry import Event
 
@@ -86,3 +92,26 @@ class Gate:
 
     async def until_entered(self) -> None:
         await asyncio.get_running_loop().run_in_executor(None, self.entered.wait, 20)
+
+
+@asynccontextmanager
+async def serving(swarm: Swarm, **settings: Any) -> AsyncIterator[GrowthManager]:
+    """A Growth Manager on a free port, under a time limit that turns a hang into a failure."""
+    settings.setdefault("drain_timeout", 0.2)
+    async with asyncio.timeout(40), GrowthManager(swarm, Config(**settings), publish=False) as manager:
+        yield manager
+
+
+@asynccontextmanager
+async def raw(manager: GrowthManager, **options: Any) -> AsyncIterator[ClientConnection]:
+    """A bare WebSocket client, to see every frame as it is."""
+    async with websocket_connect(manager.url, proxy=None, compression=None, **options) as socket:
+        yield socket
+
+
+async def tell(socket: ClientConnection, **message: Any) -> None:
+    await socket.send(json.dumps(message))
+
+
+async def heard(socket: ClientConnection) -> dict[str, Any]:
+    return json.loads(await socket.recv())

@@ -1,0 +1,115 @@
+"""Agents: actors whose methods handle message types. Floor 7."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
+
+from grami_actors.actor import Actor
+from grami_actors.errors import GramiError
+from grami_actors.future import Future, Stream
+from grami_actors.messages import Message, ToolCall, snake_case
+from grami_actors.model import Generate, Prompt
+
+H = TypeVar("H", bound=Callable[..., Any])
+
+MODEL = "tool:model"
+"""The name of the actor that runs a swarm's language model."""
+
+_OPTIONS = ("lane", "mailbox", "overflow", "concurrency", "restart")
+
+
+def handles(*kinds: type[Message]) -> Callable[[H], H]:
+    """Mark a method of an :class:`Agent` as the handler of message types.
+
+    Raises:
+        TypeError: nothing was named, or something that is not a subclass of Message.
+    """
+    if not kinds or not all(isinstance(kind, type) and issubclass(kind, Message) for kind in kinds):
+        raise TypeError("@handles(...) takes the message types (subclasses of Message) that the method handles")
+
+    def mark(method: H) -> H:
+        method.__grami_handles__ = kinds  # type: ignore[attr-defined]
+        return method
+
+    return mark
+
+
+class Agent(Actor):
+    """An actor that handles messages by type::
+
+        class Writer(Agent, instances=3):
+            @handles(Draft)
+            async def write(self, draft: Draft) -> str:
+                return "".join([piece async for piece in self.generate(draft.prompt)])
+
+    Handlers are coroutine functions or plain functions; one message is handled at a time unless
+    ``concurrency`` says otherwise. What a handler returns is the answer: anything that msgspec can encode.
+
+    Class arguments:
+        name: how others address it; the class's name in snake_case if not given.
+        instances: how many of them share the work, behind one name.
+        lane, mailbox, overflow, concurrency, restart: see :class:`Actor`.
+        subscribes: topics whose messages it gets.
+    """
+
+    agent_name: ClassVar[str] = ""
+    instances: ClassVar[int] = 1
+    subscribes: ClassVar[tuple[str, ...]] = ()
+    handlers: ClassVar[dict[type[Message], str]] = {}
+
+    def __init_subclass__(
+        cls,
+        *,
+        name: str | None = None,
+        instances: int | None = None,
+        subscribes: tuple[str, ...] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init_subclass__()
+        unknown = set(options) - set(_OPTIONS)
+        if unknown:
+            raise TypeError(f"{cls.__name__}: unknown option {sorted(unknown)[0]!r}; known are {', '.join(_OPTIONS)}")
+        for option, value in options.items():
+            setattr(cls, option, value)
+        if instances is not None:
+            if instances < 1:
+                raise ValueError(f"{cls.__name__}: an agent has at least one instance, not {instances}")
+            cls.instances = instances
+        cls.agent_name = name or snake_case(cls.__name__)
+        cls.subscribes = cls.subscribes if subscribes is None else subscribes
+        cls.handlers = {**cls.handlers, **_handlers(cls)}
+
+    def on_receive(self, message: Any) -> Any:
+        """Call the handler of the message's type."""
+        method = self.handlers.get(type(message))
+        if method is None:
+            raise GramiError(f"{self.name} does not handle {type(message).__name__}", code="UNKNOWN_TYPE")
+        return getattr(self, method)(message)
+
+    def call(self, tool: Any, /, *, timeout: float | None = None, **arguments: Any) -> Future[Any]:
+        """Call a tool and get the future of its result: ``await self.call(hashtags, niche="tech")``.
+
+        Args:
+            tool: the tool, or its name.
+            timeout: seconds, besides the tool's own time limit.
+            arguments: by keyword, checked against the tool's signature.
+
+        The future raises ToolExecutionFailed, ToolTimeout, or what :meth:`ask` raises.
+        """
+        name = tool if isinstance(tool, str) else tool.name
+        return self.ask(f"tool:{name}", ToolCall(arguments), timeout=timeout)
+
+    def generate(self, prompt: Prompt | str, *, timeout: float | None = None) -> Stream[str]:
+        """Let the swarm's language model write: iterate over the pieces, or await the whole text."""
+        return self.stream(MODEL, Generate(Prompt(text=prompt) if isinstance(prompt, str) else prompt), timeout=timeout)
+
+
+def _handlers(cls: type[Agent]) -> dict[type[Message], str]:
+    found: dict[type[Message], str] = {}
+    for attribute, method in vars(cls).items():
+        for kind in getattr(method, "__grami_handles__", ()):
+            if kind in found:
+                raise TypeError(f"{cls.__name__}: both {found[kind]} and {attribute} handle {kind.__name__}")
+            found[kind] = attribute
+    return found

@@ -1,0 +1,378 @@
+"""One client, as an actor: frames in, answers out. Floor 8.
+
+The reader hands every frame to this actor's mailbox and never waits for an agent. The rules of the wire are
+those of :class:`~grami_actors.protocol.ServerProtocol`; here its decisions become scopes, timers and bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from grami_actors.actor import Actor, Cell, Ref, details
+from grami_actors.errors import (
+    AgentExecutionFailed,
+    AgentUnavailable,
+    Cancelled,
+    ErrorCode,
+    GramiError,
+    MailboxFull,
+    ShuttingDown,
+)
+from grami_actors.future import describe
+from grami_actors.gateway.outbox import Outbox
+from grami_actors.messages import Envelope, Scope
+from grami_actors.protocol import (
+    CLOSE_SLOW_CONSUMER,
+    Accepted,
+    CancelRequest,
+    Catalog,
+    DescribeRequest,
+    Limits,
+    ServerProtocol,
+)
+from grami_actors.restarts import RestartPolicy
+from grami_actors.router import Forward
+from grami_actors.telemetry import ConnectionAuthenticated, InternalError, RequestFinished
+
+
+FLUSH = 1.0
+"""Seconds that the last answers get before a connection is closed for misuse."""
+
+
+class Socket(Protocol):
+    """What a connection needs of a WebSocket; the in-memory transport of a simulation has it too."""
+
+    async def send(self, message: bytes, text: bool | None = None) -> None:  # noqa: FBT001 - the library's signature
+        """Send one text frame."""
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        """Close with a code."""
+
+
+class TextFrame(msgspec.Struct, frozen=True):
+    """A text frame came."""
+
+    text: str
+
+
+class BinaryFrame(msgspec.Struct, frozen=True):
+    """A binary frame came."""
+
+
+class Drain(msgspec.Struct, frozen=True):
+    """Take no new requests."""
+
+
+class Shut(msgspec.Struct, frozen=True):
+    """End the requests in flight with SHUTTING_DOWN, and close."""
+
+
+class Leave(msgspec.Struct, frozen=True):
+    """Close with 1001; sent to itself behind the last answers."""
+
+
+class Began(msgspec.Struct, frozen=True):
+    """An agent began to work on a request."""
+
+    key: int
+    source: str
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """An agent emitted a chunk."""
+
+    key: int
+    data: Any
+
+
+class Advance(msgspec.Struct, frozen=True):
+    """An agent reported progress."""
+
+    key: int
+    fraction: float
+    message: str
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """A request has its answer: a value, or an error."""
+
+    key: int
+    value: Any
+    error: BaseException | None
+
+
+class Gate(Protocol):
+    """What all connections of a gateway share."""
+
+    catalog: Catalog
+    limits: Limits
+    server: dict[str, str]
+    router: Ref[Any]
+
+    def admit(self) -> None:
+        """Count one more request in flight. Raises MailboxFull (RESOURCE_EXHAUSTED) at the server's limit."""
+
+    def leave(self) -> None:
+        """Count one request less."""
+
+    def error_ref(self) -> str:
+        """A fresh reference that ties an answer to a log line."""
+
+
+class Request:
+    """Where one request's answer, chunks and progress go: into the connection's mailbox, from any thread."""
+
+    __slots__ = ("_cell", "_key", "_once")
+
+    def __init__(self, cell: Cell, key: int) -> None:
+        self._cell = cell
+        self._key = key
+        self._once = [None]
+
+    def _post(self, message: Any) -> bool:
+        try:
+            # Answers are bounded by the requests in flight, chunks by the outbox: the mailbox takes them all.
+            self._cell.post(Envelope(message, None, "", None, self._cell.now()), force=True)
+        except AgentUnavailable:
+            return False
+        return True
+
+    def _end(self, value: Any, error: BaseException | None) -> bool:
+        try:
+            self._once.pop()  # atomic: of two answers that race, one wins
+        except IndexError:
+            return False
+        return self._post(Answer(self._key, value, error))
+
+    def set_result(self, value: Any) -> bool:
+        """The request succeeded."""
+        return self._end(value, None)
+
+    def fail(self, error: BaseException) -> bool:
+        """The request failed."""
+        return self._end(None, error)
+
+    def cancelled(self, reason: GramiError) -> None:
+        """The request's scope was cancelled."""
+        self._end(None, reason)
+
+    def started(self, source: str) -> None:
+        """An agent began to work."""
+        self._post(Began(self._key, source))
+
+    def emit(self, data: Any) -> None:
+        """An agent emitted a chunk."""
+        self._post(Piece(self._key, data))
+
+    def progress(self, fraction: float, message: str) -> None:
+        """An agent reported progress."""
+        self._post(Advance(self._key, fraction, message))
+
+
+class Connection(Actor):
+    """The actor of one client.
+
+    Args:
+        socket: where frames are written.
+        gate: what all connections share.
+    """
+
+    restart = RestartPolicy(intensity=0)  # its state is the socket's: a fault ends the connection
+
+    def __init__(self, socket: Socket, gate: Gate) -> None:
+        super().__init__()
+        self._socket = socket
+        self._gate = gate
+        self._outbox = Outbox(gate.limits.outbox_bytes)
+        self._protocol = ServerProtocol(self.name, gate.catalog, gate.limits, gate.server)
+        self._work: dict[int, tuple[Scope, asyncio.TimerHandle | None]] = {}
+        self._closing = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.sent = 0
+
+    def on_start(self) -> None:
+        """Start the writer."""
+        self._start(self._write())
+        bus = self._cell.runtime.bus
+        if ConnectionAuthenticated in bus:
+            bus.publish(ConnectionAuthenticated(self.name, self._protocol.principal))
+
+    def _start(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def on_receive(self, message: Any) -> Any:
+        """Take one event, then hand what it produced to the writer."""
+        result = _RECEIVERS[type(message)](self, message)
+        self._outbox.add(self._protocol.data_to_send())
+        if self._outbox.overflowed:
+            self._close(CLOSE_SLOW_CONSUMER, "SLOW_CONSUMER: the answers were not read")
+        elif self._protocol.close_code is not None:
+            self._close(self._protocol.close_code, "")
+        return result
+
+    def _on_binary(self, _: BinaryFrame) -> None:
+        self._protocol.receive_binary(self._cell.now())
+
+    def _on_piece(self, piece: Piece) -> None:
+        self._protocol.chunk(piece.key, piece.data, room=not self._outbox.congested)
+
+    def _on_advance(self, advance: Advance) -> None:
+        self._protocol.progress(advance.key, advance.fraction, advance.message, room=not self._outbox.congested)
+
+    def _on_began(self, began: Began) -> None:
+        self._protocol.started(began.key, began.source)
+
+    # --- requests ---
+
+    def _on_text(self, frame: TextFrame) -> None:
+        action = self._protocol.receive_text(frame.text, self._cell.now())
+        if isinstance(action, Accepted):
+            self._forward(action)
+        elif isinstance(action, CancelRequest):
+            self._cancel(action.key)
+        elif isinstance(action, DescribeRequest):
+            self._start(self._describe(action.key))
+
+    def _forward(self, accepted: Accepted) -> None:
+        request = Request(self._cell, accepted.key)
+        try:
+            self._gate.admit()
+        except MailboxFull as full:
+            self._finish(accepted.key, None, full)
+            return
+        runtime = self._cell.runtime
+        now = runtime.now()
+        scope = Scope(
+            deadline=now + accepted.timeout,
+            trace_id=accepted.trace_id or runtime.new_trace_id(),
+            sink=request if accepted.stream else None,
+        )
+        scope.on_cancel(request.cancelled)
+        self._work[accepted.key] = scope, runtime.loop.call_later(accepted.timeout, scope.expire)
+        envelope = Envelope(accepted.message, request, self.name, scope, now)
+        try:
+            self._gate.router.tell(Forward(envelope, accepted.to))
+        except GramiError as closed:
+            request.fail(closed)
+
+    def _cancel(self, key: int) -> None:
+        work = self._work.get(key)
+        if work is not None:
+            work[0].cancel(Cancelled("the client cancelled the request"))
+
+    async def _describe(self, key: int) -> None:
+        value: Any = None
+        error: BaseException | None = None
+        try:
+            value = await asyncio.to_thread(self._gate.catalog.describe)
+        except Exception as flaw:  # noqa: BLE001 - it becomes the answer
+            error = flaw
+        with contextlib.suppress(AgentUnavailable):
+            self._cell.post(Envelope(Answer(key, value, error)), force=True)
+
+    def _on_answer(self, answer: Answer) -> None:
+        work = self._work.pop(answer.key, None)
+        if work is not None:
+            self._gate.leave()
+            if work[1] is not None:
+                work[1].cancel()
+        self._finish(answer.key, answer.value, answer.error)
+
+    def _finish(self, key: int, value: Any, error: BaseException | None) -> None:
+        now = self._cell.now()
+        told = None if error is None else self._as_answer(error)
+        slot = self._protocol.finish(key, value, told, now)
+        bus = self._cell.runtime.bus
+        if slot is not None and RequestFinished in bus:
+            outcome = "ok" if told is None else told.error_code
+            bus.publish(RequestFinished(self.name, slot.message_type, outcome, now - slot.begun_at))
+
+    def _as_answer(self, error: BaseException) -> GramiError:
+        """What a client is told about an exception: what an agent raised, but never a traceback."""
+        if isinstance(error, GramiError):
+            if error.error_code != ErrorCode.INTERNAL_ERROR:
+                return error
+            reference = self._gate.error_ref()
+            bus = self._cell.runtime.bus
+            if InternalError in bus:
+                bus.publish(InternalError(reference, details(error)))
+            return GramiError(f"an internal error happened; the server's log has it as {reference}")
+        return AgentExecutionFailed(f"the agent failed: {describe(error)}")
+
+    def _on_drain(self, _: Drain) -> None:
+        self._protocol.draining = True
+
+    def _on_shut(self, _: Shut) -> None:
+        reason = ShuttingDown("the server shut down before the answer was ready; the outcome is unknown")
+        for scope, _timer in tuple(self._work.values()):
+            scope.cancel(reason)
+        # The answers of those scopes are in the mailbox before this message.
+        self._cell.tell(Leave())
+
+    def _on_leave(self, _: Leave) -> None:
+        self._close(1001, "the server is shutting down")
+
+    # --- the socket ---
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                frame = await self._outbox.next()
+                await self._socket.send(frame, text=True)
+                self._outbox.written(frame)
+                self.sent += 1
+        except Exception:  # noqa: BLE001 - the library's ConnectionClosed: the reader sees the same and ends us
+            return
+
+    def _close(self, code: int, reason: str) -> None:
+        if not self._closing:
+            self._closing = True
+            self._start(self._flush_and_close(code, reason))
+
+    async def _flush_and_close(self, code: int, reason: str) -> None:
+        if code != CLOSE_SLOW_CONSUMER:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FLUSH):
+                    await self._outbox.drained()
+        await self._socket.close(code, reason)
+
+    def on_failure(self, *_: Any) -> Awaitable[None]:
+        """A fault of ours: the client is told with 1011, RFC 6455 section 7.4.1."""
+        self._end_work()
+        return self._socket.close(1011, "internal error")
+
+    async def on_stop(self) -> None:
+        """The client is gone: cancel what it asked for."""
+        self._end_work()
+        for task in tuple(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks))
+
+    def _end_work(self) -> None:
+        for scope, timer in self._work.values():
+            self._gate.leave()
+            if timer is not None:
+                timer.cancel()
+            scope.cancel(Cancelled("the client disconnected"))
+        self._work.clear()
+
+
+_RECEIVERS: dict[type, Callable[[Connection, Any], Any]] = {
+    TextFrame: Connection._on_text,
+    BinaryFrame: Connection._on_binary,
+    Answer: Connection._on_answer,
+    Piece: Connection._on_piece,
+    Advance: Connection._on_advance,
+    Began: Connection._on_began,
+    Drain: Connection._on_drain,
+    Shut: Connection._on_shut,
+    Leave: Connection._on_leave,
+}

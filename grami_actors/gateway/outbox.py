@@ -1,0 +1,61 @@
+"""What waits to be written to one socket, bounded in bytes. Floor 8."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+
+
+class Outbox:
+    """A queue of encoded frames. The owner asks :attr:`congested` before it adds what may be dropped.
+
+    Args:
+        limit: bytes; above it the outbox is congested, above twice it overflowed.
+    """
+
+    __slots__ = ("_drained", "_frames", "_limit", "_size", "_waiter")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._frames: deque[bytes] = deque()
+        self._size = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._drained: asyncio.Future[None] | None = None
+
+    @property
+    def congested(self) -> bool:
+        """Whether the reader at the other end is slow: drop what may be dropped."""
+        return self._size > self._limit
+
+    @property
+    def overflowed(self) -> bool:
+        """Whether the reader is too slow to be kept."""
+        return self._size > 2 * self._limit
+
+    def add(self, frames: Iterable[bytes]) -> None:
+        """Queue frames and wake the writer."""
+        for frame in frames:
+            self._frames.append(frame)
+            self._size += len(frame)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def next(self) -> bytes:
+        """Wait for the next frame. It counts until :meth:`written` says that the socket took it."""
+        while not self._frames:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        return self._frames.popleft()
+
+    def written(self, frame: bytes) -> None:
+        """The socket took the frame."""
+        self._size -= len(frame)
+        if self._size == 0 and self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+    async def drained(self) -> None:
+        """Wait until everything was written."""
+        if self._size:
+            self._drained = asyncio.get_running_loop().create_future()
+            await self._drained

@@ -1,0 +1,97 @@
+"""The Growth Manager: a swarm behind a gateway, published so that clients find it. Floor 9."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+from types import TracebackType
+from typing import Self
+
+from grami_actors.config import Config
+from grami_actors.discovery import ServerState, read_state, remove_state, write_state
+from grami_actors.gateway.server import Gateway
+from grami_actors.swarm import Swarm
+from grami_actors.system import ActorSystem
+from grami_actors.telemetry import Metrics
+
+
+def package_version() -> str:
+    """The installed version of this package."""
+    try:
+        return version("grami_actors")
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "0+unknown"
+
+
+class GrowthManager:
+    """One running server::
+
+        async with GrowthManager(swarm) as manager:
+            print(manager.url)
+
+    Entering starts the system, the swarm and the gateway, and publishes the address: ``GRAMI_PORT`` in this
+    process (children inherit it) and the state file. Leaving undoes it in reverse: no new requests, those in
+    flight end, then the agents stop, the last started first.
+
+    Args:
+        swarm: what to run.
+        config: the settings.
+        publish: whether to write the state file and ``GRAMI_PORT``.
+        system: the system to run in, not yet entered; made if not given.
+    """
+
+    def __init__(
+        self, swarm: Swarm, config: Config | None = None, *, publish: bool = True, system: ActorSystem | None = None
+    ) -> None:
+        self.swarm = swarm
+        self.config = config or Config()
+        self.system = system or ActorSystem(threads=self.config.threads)
+        self.metrics = Metrics(self.system.bus, self.system.mailboxes)
+        self.port = 0
+        self.url = ""
+        self._publish = publish
+        self._previous_port: str | None = None
+        self._gateway: Gateway | None = None
+
+    async def __aenter__(self) -> Self:
+        catalog = self.swarm.catalog()
+        await self.system.__aenter__()
+        try:
+            await self.swarm.start(self.system)
+            self._gateway = gateway = Gateway(self.system, catalog, self.config, self.metrics.text, package_version())
+            self.port = await gateway.open()
+            self.url = gateway.url(self.port)
+            if self._publish:
+                self._announce()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def replaces(self) -> ServerState | None:
+        """A server that runs now and is named by the state file that this one would overwrite."""
+        state = read_state(self.config.state_dir)
+        return state if state is not None and state.alive and state.pid != os.getpid() else None
+
+    def _announce(self) -> None:
+        self._previous_port = os.environ.get("GRAMI_PORT")
+        os.environ["GRAMI_PORT"] = str(self.port)
+        write_state(self.config.state_dir, ServerState(self.url, self.port, os.getpid()))
+
+    async def close(self) -> None:
+        """Stop serving; see the class."""
+        if self._publish and self.port:
+            remove_state(self.config.state_dir, os.getpid())
+            if self._previous_port is None:
+                os.environ.pop("GRAMI_PORT", None)
+            else:
+                os.environ["GRAMI_PORT"] = self._previous_port
+        if self._gateway is not None:
+            await self._gateway.close()
+        await self.system.close()

@@ -1,0 +1,544 @@
+"""The wire protocol grami/1 of one connection, without any socket. Floor 2; docs/protocol.md is its text.
+
+Rule 1: everything that decides what a client is answered lives in this file; there is no I/O, no clock and
+        no randomness in it (``now`` is a parameter).
+Rule 2: every accepted request has exactly one :class:`Slot`, and ends with exactly one terminal frame.
+Rule 3: what goes out is taken with :meth:`ServerProtocol.data_to_send`, in order.
+Rule 4: a frame decides its mode: with an ``id`` it is answered in envelope mode, without one in plain mode,
+        in request order, and with exactly the keys that plain mode has.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from grami_actors.errors import RETRYABLE, ErrorCode, GramiError, ProtocolError
+from grami_actors.messages import CONTROL_TYPES, RESERVED_PREFIXES
+
+PROTOCOL_VERSION = 1
+CLOSE_UNSUPPORTED_DATA = 1003
+CLOSE_ABUSE = 4429
+CLOSE_SLOW_CONSUMER = 4508
+BAD_MESSAGES_IN_A_ROW = 100
+"""After so many bad messages without a good one between, a client is cut off (4429)."""
+
+RequestId = Annotated[str, msgspec.Meta(max_length=128)] | int
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What one connection may do.
+
+    Attributes:
+        max_message_bytes: a larger frame closes the connection (1009).
+        max_inflight: requests without an answer yet; one more gets TOO_MANY_INFLIGHT.
+        outbox_bytes: unsent output; past it chunks are dropped, past twice it the connection is closed (4508).
+        request_timeout_ms: the deadline of a request that names none.
+        max_timeout_ms: the longest deadline a request may ask for.
+    """
+
+    max_message_bytes: int = 1_048_576
+    max_inflight: int = 64
+    outbox_bytes: int = 1_048_576
+    request_timeout_ms: int = 60_000
+    max_timeout_ms: int = 600_000
+
+
+class Header(msgspec.Struct):
+    """The fields that any request may carry (docs/protocol.md, section 2)."""
+
+    type: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+    id: RequestId | msgspec.UnsetType = msgspec.UNSET
+    to: Annotated[str, msgspec.Meta(max_length=256)] = ""
+    stream: bool = False
+    background: bool = False
+    timeout_ms: Annotated[int, msgspec.Meta(gt=0)] | None = None
+    idempotency_key: Annotated[str, msgspec.Meta(max_length=128)] | None = None
+    meta: dict[str, Any] | None = None
+
+
+class Hello(msgspec.Struct):
+    """``hello``: the client introduces itself and may then get connection-wide frames."""
+
+    protocol: int = PROTOCOL_VERSION
+    client: dict[str, Any] | None = None
+
+
+class CancelFields(msgspec.Struct):
+    """``cancel``: end a request that is in flight."""
+
+    request_id: RequestId | None = None
+
+
+class _OnlyId(msgspec.Struct):
+    id: RequestId | msgspec.UnsetType = msgspec.UNSET
+
+
+# --- frames to the client ---
+
+
+class PlainSuccess(msgspec.Struct):
+    """The plain answer, exactly these two keys."""
+
+    data: Any
+    status: Literal["success"] = "success"
+
+
+class PlainError(msgspec.Struct):
+    """The plain error, exactly these three keys."""
+
+    error_code: str
+    message: str
+    status: Literal["error"] = "error"
+
+
+class Response(msgspec.Struct, tag="response", tag_field="type", omit_defaults=True):
+    """The terminal frame of a request that succeeded."""
+
+    id: str | int
+    seq: int
+    status: str
+    data: Any
+    duration_ms: int
+    chunks_dropped: int = 0
+
+
+class ErrorResponse(msgspec.Struct, tag="response", tag_field="type"):
+    """The terminal frame of a request that failed."""
+
+    id: str | int
+    seq: int
+    status: str
+    error_code: str
+    message: str
+    retryable: bool
+    duration_ms: int
+    retry_after_ms: int | msgspec.UnsetType = msgspec.UNSET
+    param: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class Started(msgspec.Struct, tag="response.started", tag_field="type"):
+    """An agent began to work on a streamed request."""
+
+    id: str | int
+    seq: int
+    source: str = msgspec.field(name="from")
+
+
+class Progress(msgspec.Struct, tag="response.progress", tag_field="type"):
+    """How far a streamed request is, from 0 to 1; it never falls."""
+
+    id: str | int
+    seq: int
+    progress: float
+    message: str
+
+
+class Chunk(msgspec.Struct, tag="response.chunk", tag_field="type"):
+    """A part of the answer of a streamed request."""
+
+    id: str | int
+    seq: int
+    data: Any
+
+
+class Welcome(msgspec.Struct, tag="welcome", tag_field="type"):
+    """The answer to ``hello``."""
+
+    connection_id: str
+    principal: str
+    server: dict[str, str]
+    limits: dict[str, int]
+    reconnect_jitter_ms: int
+    id: RequestId | msgspec.UnsetType = msgspec.UNSET
+    protocol: int = PROTOCOL_VERSION
+
+
+class Pong(msgspec.Struct, tag="pong", tag_field="type"):
+    """The answer to ``ping``."""
+
+    id: RequestId | msgspec.UnsetType = msgspec.UNSET
+
+
+# --- what the owner of the connection is asked to do ---
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """A request to forward. It must be ended with :meth:`ServerProtocol.finish` under the same key."""
+
+    key: int
+    message: Any
+    to: str
+    timeout: float
+    trace_id: str
+    stream: bool
+
+
+class CancelRequest(msgspec.Struct, frozen=True):
+    """Cancel the accepted request with this key, and finish it with the error CANCELLED."""
+
+    key: int
+
+
+class DescribeRequest(msgspec.Struct, frozen=True):
+    """Finish the request with this key with what the catalog describes; that may import tools, so off the loop."""
+
+    key: int
+
+
+Action = Accepted | CancelRequest | DescribeRequest
+
+
+class Slot:
+    """One request that has no terminal frame yet."""
+
+    __slots__ = ("answer", "begun_at", "dropped", "id", "key", "message_type", "progress", "seq", "started", "stream")
+
+    def __init__(self, key: int, request_id: RequestId | msgspec.UnsetType, header: Header | None, now: float) -> None:
+        self.key = key
+        self.id = request_id
+        self.stream = header is not None and header.stream and request_id is not msgspec.UNSET
+        self.message_type = "" if header is None else header.type
+        self.begun_at = now
+        self.seq = 0
+        self.progress = 0.0
+        self.started = False
+        self.dropped = 0
+        self.answer: bytes | None = None
+
+
+class Catalog:
+    """The message types that this server understands, and what ``describe`` tells about them.
+
+    Args:
+        types: message type to class.
+        describe: gives the answer to ``describe``.
+    """
+
+    def __init__(self, types: Mapping[str, type], describe: Callable[[], Any]) -> None:
+        self.describe = describe
+        self._decoders: dict[str, msgspec.json.Decoder[Any]] = {
+            name: msgspec.json.Decoder(kind) for name, kind in types.items()
+        }
+
+    def decode(self, header: Header, text: str) -> Any:
+        """The message in a frame. Raises ProtocolError: UNKNOWN_TYPE or VALIDATION_FAILED."""
+        decoder = self._decoders.get(header.type)
+        if decoder is None:
+            raise self._unknown(header.type)
+        try:
+            return decoder.decode(text)
+        except msgspec.ValidationError as error:
+            message, param = _explain(error)
+            raise ProtocolError(message, code=ErrorCode.VALIDATION_FAILED, param=param) from None
+        except (ValueError, RecursionError, TypeError) as error:
+            # ValueError covers msgspec.DecodeError and UnicodeDecodeError.
+            raise ProtocolError(_flaw(error), code=ErrorCode.INVALID_JSON) from None
+
+    def _unknown(self, name: str) -> ProtocolError:
+        if name in CONTROL_TYPES or name.startswith(RESERVED_PREFIXES):
+            return ProtocolError(f"{name!r} is not supported by this server", code=ErrorCode.UNSUPPORTED_FEATURE)
+        close = difflib.get_close_matches(name, self._decoders, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "; send 'describe' for the types that it knows"
+        return ProtocolError(f"no agent here handles the type {name!r}{hint}", code=ErrorCode.UNKNOWN_TYPE)
+
+
+_HEADER = msgspec.json.Decoder(Header)
+_HELLO = msgspec.json.Decoder(Hello)
+_CANCEL = msgspec.json.Decoder(CancelFields)
+_ONLY_ID = msgspec.json.Decoder(_OnlyId)
+_ENCODER = msgspec.json.Encoder()
+_PATH = re.compile(r" - at `(\$.*)`$")
+_MISSING = re.compile(r"missing required field `(\w+)`")
+_TRACEPARENT = re.compile(r"^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+def _explain(error: msgspec.ValidationError) -> tuple[str, str]:
+    """A validation error in words, and the path of the faulty field."""
+    text = str(error)
+    path = _PATH.search(text)
+    param = path.group(1) if path else "$"
+    text = _PATH.sub("", text)
+    if missing := _MISSING.search(text):
+        param = f"{param}.{missing.group(1)}"
+        text = f"The field `{missing.group(1)}` is required"
+    return f"{text} (at {param})", param
+
+
+def _flaw(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "the message is nested too deeply"
+    return f"the message is not valid JSON: {error}"
+
+
+class ServerProtocol:
+    """The server's side of one connection.
+
+    Args:
+        connection_id: told in ``welcome``.
+        catalog: the message types.
+        limits: what the connection may do.
+        server: name and version, told in ``welcome``.
+    """
+
+    def __init__(self, connection_id: str, catalog: Catalog, limits: Limits, server: dict[str, str]) -> None:
+        self.principal = "anonymous"
+        self.said_hello = False
+        self.draining = False
+        self.close_code: int | None = None
+        self._connection_id = connection_id
+        self._catalog = catalog
+        self._limits = limits
+        self._server = server
+        self._slots: dict[int, Slot] = {}
+        self._by_id: dict[str | int, Slot] = {}
+        self._plain: deque[Slot] = deque()
+        self._out: list[bytes] = []
+        self._last_key = 0
+        self._bad = 0
+        self._binary_seen = False
+        self._controls: dict[str, Callable[[Header, str, float], Action | None]] = {
+            "ping": self._ping,
+            "hello": self._hello,
+            "cancel": self._cancel,
+            "describe": self._describe,
+        }
+
+    # --- from the client ---
+
+    def receive_text(self, text: str, now: float) -> Action | None:
+        """Take one text frame. What it asks of the owner is returned; answers wait in ``data_to_send``."""
+        try:
+            header = self._header(text)
+            control = self._controls.get(header.type)
+            done = self._accept(header, text, now) if control is None else control(header, text, now)
+        except ProtocolError as error:
+            self._refuse(_recover_id(text), error, now)
+            self._bad += 1
+            if self._bad >= BAD_MESSAGES_IN_A_ROW:
+                self.close_code = CLOSE_ABUSE
+            return None
+        self._bad = 0
+        return done
+
+    def receive_binary(self, now: float) -> None:
+        """Take one binary frame: an error the first time, the end of the connection the second time."""
+        if self._binary_seen:
+            self.close_code = CLOSE_UNSUPPORTED_DATA
+            return
+        self._binary_seen = True
+        error = ProtocolError("this endpoint speaks JSON in text frames", code=ErrorCode.UNSUPPORTED_ENCODING)
+        self._refuse(msgspec.UNSET, error, now)
+
+    def _header(self, text: str) -> Header:
+        try:
+            return _HEADER.decode(text)
+        except msgspec.ValidationError as error:
+            message, param = _explain(error)
+            raise ProtocolError(message, param=param) from None
+        except (ValueError, RecursionError) as error:
+            raise ProtocolError(_flaw(error), code=ErrorCode.INVALID_JSON) from None
+
+    def _accept(self, header: Header, text: str, now: float) -> Accepted | None:
+        if header.background or header.idempotency_key is not None:
+            field = "background" if header.background else "idempotency_key"
+            raise ProtocolError(
+                f"this server does not support {field!r} yet", code=ErrorCode.UNSUPPORTED_FEATURE, param=f"$.{field}"
+            )
+        if header.stream and header.id is msgspec.UNSET:
+            raise ProtocolError("'stream' needs an 'id', to tell the frames apart", param="$.id")
+        message = self._catalog.decode(header, text)
+        self._admit(header)
+        timeout_ms = header.timeout_ms or self._limits.request_timeout_ms
+        return Accepted(
+            key=self._open(header, now).key,
+            message=message,
+            to=header.to,
+            timeout=min(timeout_ms, self._limits.max_timeout_ms) / 1000,
+            trace_id=_trace_id(header.meta),
+            stream=header.stream,
+        )
+
+    def _admit(self, header: Header) -> None:
+        if header.id in self._by_id:
+            raise ProtocolError(
+                f"the id {header.id!r} is still in flight on this connection", code=ErrorCode.DUPLICATE_ID, param="$.id"
+            )
+        if len(self._slots) >= self._limits.max_inflight:
+            raise ProtocolError(
+                f"{len(self._slots)} requests are in flight on this connection, its limit; wait for an answer",
+                code=ErrorCode.TOO_MANY_INFLIGHT,
+            )
+        if self.draining:
+            raise ProtocolError("the server is shutting down", code=ErrorCode.SHUTTING_DOWN)
+
+    def _open(self, header: Header, now: float) -> Slot:
+        self._last_key += 1
+        slot = Slot(self._last_key, header.id, header, now)
+        self._slots[slot.key] = slot
+        if header.id is msgspec.UNSET:
+            self._plain.append(slot)
+        else:
+            self._by_id[header.id] = slot
+        return slot
+
+    def _refuse(self, request_id: RequestId | msgspec.UnsetType, error: GramiError, now: float) -> None:
+        """Answer a message that was not accepted; in plain mode in its turn."""
+        slot = Slot(0, request_id, None, now)
+        if request_id is msgspec.UNSET:
+            self._plain.append(slot)
+        self._answer(slot, None, error, now)
+
+    # --- control messages (docs/protocol.md, section 4) ---
+
+    def _ping(self, header: Header, _text: str, _now: float) -> None:
+        self._out.append(_ENCODER.encode(Pong(header.id)))
+
+    def _hello(self, header: Header, text: str, _now: float) -> None:
+        hello = _decode_control(_HELLO, text)
+        if hello.protocol != PROTOCOL_VERSION:
+            raise ProtocolError(
+                f"this server speaks protocol {PROTOCOL_VERSION}, not {hello.protocol}",
+                code=ErrorCode.UNSUPPORTED_VERSION,
+                param="$.protocol",
+            )
+        self.said_hello = True
+        limits = {"max_message_bytes": self._limits.max_message_bytes, "max_inflight": self._limits.max_inflight}
+        welcome = Welcome(self._connection_id, self.principal, self._server, limits, 5000, header.id)
+        self._out.append(_ENCODER.encode(welcome))
+
+    def _cancel(self, header: Header, text: str, now: float) -> CancelRequest | None:
+        wanted = _decode_control(_CANCEL, text).request_id
+        found = None if wanted is None else self._by_id.get(wanted)
+        if header.id is not msgspec.UNSET:
+            self._admit(header)
+            self._answer(Slot(0, header.id, header, now), {"cancelled": found is not None}, None, now)
+        return None if found is None else CancelRequest(found.key)
+
+    def _describe(self, header: Header, _text: str, now: float) -> DescribeRequest:
+        self._admit(header)
+        return DescribeRequest(self._open(header, now).key)
+
+    # --- from the agents ---
+
+    def started(self, key: int, source: str) -> None:
+        """An agent began to work on the request."""
+        slot = self._slots.get(key)
+        if slot is not None and slot.stream and not slot.started:
+            slot.started = True
+            self._out.append(_ENCODER.encode(Started(slot.id, self._next(slot), source)))  # type: ignore[arg-type]
+
+    def chunk(self, key: int, data: Any, *, room: bool = True) -> None:
+        """A part of the answer; counted instead of sent when there is no ``room``. Late ones are ignored."""
+        slot = self._slots.get(key)
+        if slot is None or not slot.stream:
+            return
+        if not room:
+            slot.dropped += 1
+            return
+        frame = Chunk(slot.id, slot.seq + 1, data)  # type: ignore[arg-type]
+        self._out.append(_ENCODER.encode(frame))
+        slot.seq += 1
+
+    def progress(self, key: int, fraction: float, message: str, *, room: bool = True) -> None:
+        """How far the request is. Never falls, never leaves 0 to 1; left out when there is no ``room``."""
+        slot = self._slots.get(key)
+        if slot is None or not slot.stream or not room:
+            return
+        # A NaN compares false with everything and would stay for ever.
+        slot.progress = max(slot.progress, min(fraction, 1.0)) if fraction == fraction else slot.progress  # noqa: PLR0124
+        frame = Progress(slot.id, self._next(slot), slot.progress, message)  # type: ignore[arg-type]
+        self._out.append(_ENCODER.encode(frame))
+
+    def finish(self, key: int, value: Any, error: GramiError | None, now: float) -> Slot | None:
+        """End a request with its one terminal frame; ``None`` if it was ended before."""
+        slot = self._slots.pop(key, None)
+        if slot is None:
+            return None
+        if slot.id is not msgspec.UNSET:
+            del self._by_id[slot.id]
+        self._answer(slot, value, error, now)
+        return slot
+
+    def _answer(self, slot: Slot, value: Any, error: GramiError | None, now: float) -> None:
+        try:
+            frame = _terminal(slot, value, error, now)
+        except (TypeError, ValueError, RecursionError, OverflowError) as flaw:
+            unfit = f"the answer, a {type(value).__name__}, cannot be sent as JSON: {flaw}"
+            frame = _terminal(slot, None, GramiError(unfit, code=ErrorCode.AGENT_EXECUTION_FAILED), now)
+        if slot.id is not msgspec.UNSET:
+            self._out.append(frame)
+            return
+        slot.answer = frame
+        while self._plain and self._plain[0].answer is not None:
+            self._out.append(self._plain.popleft().answer)  # type: ignore[arg-type]
+
+    @staticmethod
+    def _next(slot: Slot) -> int:
+        slot.seq += 1
+        return slot.seq
+
+    # --- to the client ---
+
+    def data_to_send(self) -> list[bytes]:
+        """The frames to send now, in order; they are handed over once."""
+        out, self._out = self._out, []
+        return out
+
+    @property
+    def inflight(self) -> tuple[int, ...]:
+        """The keys of the requests that have no terminal frame yet."""
+        return tuple(self._slots)
+
+
+def _terminal(slot: Slot, value: Any, error: GramiError | None, now: float) -> bytes:
+    if slot.id is msgspec.UNSET:
+        if error is None:
+            return _ENCODER.encode(PlainSuccess(value))
+        return _ENCODER.encode(PlainError(error.error_code, error.message))
+    duration = max(0, round((now - slot.begun_at) * 1000))
+    if error is None:
+        return _ENCODER.encode(
+            Response(slot.id, slot.seq + 1, "success", value, duration, slot.dropped)
+        )
+    return _ENCODER.encode(
+        ErrorResponse(
+            id=slot.id,
+            seq=slot.seq + 1,
+            status="error",
+            error_code=error.error_code,
+            message=error.message,
+            retryable=error.error_code in RETRYABLE,
+            duration_ms=duration,
+            retry_after_ms=msgspec.UNSET if error.retry_after_ms is None else error.retry_after_ms,
+            param=msgspec.UNSET if error.param is None else error.param,
+        )
+    )
+
+
+def _recover_id(text: str) -> RequestId | msgspec.UnsetType:
+    """The id of a message that is otherwise wrong, so that its error reaches whoever waits for it."""
+    try:
+        return _ONLY_ID.decode(text).id
+    except (ValueError, RecursionError):
+        return msgspec.UNSET
+
+
+def _decode_control(decoder: msgspec.json.Decoder[Any], text: str) -> Any:
+    try:
+        return decoder.decode(text)
+    except msgspec.ValidationError as error:
+        message, param = _explain(error)
+        raise ProtocolError(message, code=ErrorCode.VALIDATION_FAILED, param=param) from None
+
+
+def _trace_id(meta: dict[str, Any] | None) -> str:
+    """The trace id of a W3C ``traceparent`` (https://www.w3.org/TR/trace-context/#traceparent-header)."""
+    parent = (meta or {}).get("traceparent")
+    found = _TRACEPARENT.match(parent) if isinstance(parent, str) else None
+    return found.group(1) if found else ""

@@ -1,0 +1,82 @@
+"""A scenario file: load it, find its swarm and its scenarios, play them. Floor 10."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from grami_actors.config import Config
+from grami_actors.errors import ConfigError
+from grami_actors.manager import GrowthManager
+from grami_actors.scenario.play import Result, ScenarioFunction, play_one
+from grami_actors.swarm import Swarm
+
+
+class Script(msgspec.Struct, frozen=True):
+    """What a scenario file offers."""
+
+    path: Path
+    swarm: Swarm
+    scenarios: tuple[ScenarioFunction, ...]
+
+
+def load(path: Path) -> Script:
+    """Load a file with a ``swarm``; its folder can be imported from.
+
+    Raises:
+        ConfigError: there is no such file, or no ``swarm`` in it.
+    """
+    if not path.is_file():
+        raise ConfigError(f"there is no file {path}")
+    name = f"grami_script_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    # Type hints of the script's classes are resolved through sys.modules.
+    sys.modules[name] = module
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    spec.loader.exec_module(module)
+    swarm = getattr(module, "swarm", None)
+    if not isinstance(swarm, Swarm):
+        raise ConfigError(f"{path} defines no `swarm = Swarm(agents=[...], tools=[...])`")
+    found = [each for each in vars(module).values() if getattr(each, "__grami_scenario__", False)]
+    for each in found:
+        if not inspect.iscoroutinefunction(each):
+            raise ConfigError(f"{path}: the scenario {each.__name__} is not an async function")
+    return Script(path, swarm, tuple(found))
+
+
+def choose(script: Script, names: Sequence[str]) -> tuple[ScenarioFunction, ...]:
+    """The scenarios with these names, or all. Raises ConfigError for an unknown name, or when there is none."""
+    if not script.scenarios:
+        raise ConfigError(f"{script.path} has no scenario: mark an async function with @scenario")
+    known = {each.__name__: each for each in script.scenarios}
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"{script.path} has no scenario {name!r}; it has {', '.join(known)}")
+    return tuple(known[name] for name in names) or script.scenarios
+
+
+async def run(
+    script: Script, names: Sequence[str], config: Config, watch: Callable[[Any], None]
+) -> tuple[Result, ...]:
+    """Play scenarios, one after another, on one Growth Manager that is started for them."""
+    chosen = choose(script, names)
+    results = []
+    async with GrowthManager(script.swarm, config, publish=False) as manager:
+        watch(manager)
+        for function in chosen:
+            watch(function)
+            result = await play_one(manager, function, watch)
+            results.append(result)
+            watch(result)
+    return tuple(results)

@@ -1,0 +1,128 @@
+"""The transcript of a playing scenario, live in a terminal. Floor 10."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from grami_actors.manager import GrowthManager
+from grami_actors.scenario.play import Check, Line, Piece, Result
+
+_COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_cyan", "bright_magenta", "bright_green")
+
+
+class Transcript:
+    """Shows lines as they come, and below them the text that is being written at this moment.
+
+    Without a terminal (a pipe, a file) it prints only the finished lines.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._colours: dict[str, str] = {}
+        self._palette = itertools.cycle(_COLOURS)
+        self._writing: dict[str, str] = {}
+        self._live = Live(console=console, refresh_per_second=12, transient=True, get_renderable=self._render)
+
+    def __enter__(self) -> Transcript:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writing.clear()
+        if self._live.is_started:
+            self._live.stop()
+
+    def __call__(self, event: Any) -> None:
+        """Take what a scenario shows."""
+        if isinstance(event, Piece):
+            self._on_piece(event)
+        elif isinstance(event, Line):
+            self._console.print(self._line(event))
+        elif isinstance(event, Check):
+            self._console.print(_check(event))
+        elif isinstance(event, GrowthManager):
+            self._console.print(Text.assemble(("growth manager ", "bold"), "at ", (event.url, "underline")))
+        elif isinstance(event, Result):
+            self._writing.clear()
+        elif callable(event):
+            self._console.print()
+            self._console.print(Rule(_title(event), align="left", style="dim"))
+
+    def _on_piece(self, piece: Piece) -> None:
+        if piece.done:
+            self._writing.pop(piece.key, None)
+        else:
+            self._writing[piece.key] = self._writing.get(piece.key, "") + piece.text
+
+    def _render(self) -> Group:
+        rows = []
+        for key, text in self._writing.items():
+            row = Text(f"     … {key}: ", style="dim", no_wrap=True, overflow="ellipsis")
+            room = max(10, self._console.width - len(row.plain) - 2)
+            row.append(" ".join(text.split())[-room:], style="italic")
+            rows.append(row)
+        return Group(*rows)
+
+    def _name(self, name: str) -> Text:
+        base = name.split("-")[0] if not name.startswith("connection-") else name
+        if base not in self._colours:
+            self._colours[base] = next(self._palette)
+        return Text(name, style=self._colours[base])
+
+    def _line(self, line: Line) -> Text:
+        row = Text(f"{line.at:7.2f}  ", style="dim", no_wrap=True, overflow="ellipsis")
+        row.append_text(self._name(line.who))
+        if line.to:
+            row.append(" → ", style="dim")
+            row.append_text(self._name(line.to))
+        row.append(f"  {line.what} ", style="bold")
+        if line.outcome not in {"", "ok"}:
+            row.append(f"{line.outcome} ", style="bold red")
+        end = "" if line.seconds is None else f"  {_duration(line.seconds)}"
+        room = self._console.width - row.cell_len - len(end) - 1
+        text = Text(line.text, overflow="ellipsis", no_wrap=True)
+        if self._console.is_terminal:
+            text.truncate(max(8, room), overflow="ellipsis")
+        row.append_text(text)
+        row.append(end, style="dim")
+        return row
+
+
+def _check(check: Check) -> Text:
+    mark = ("       ✓ ", "green") if check.passed else ("       ✗ ", "bold red")
+    details = f": {check.details}" if check.details and not check.passed else ""
+    return Text.assemble(mark, (check.text, "" if check.passed else "red"), details)
+
+
+def _title(function: Any) -> str:
+    first = (function.__doc__ or "").strip().partition("\n")[0]
+    return f"{function.__name__}: {first}" if first else str(function.__name__)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def summarise(console: Console, results: tuple[Result, ...]) -> None:
+    """Print the table at the end."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading, justify in (("", "left"), ("scenario", "left"), ("checks", "right"), ("lines", "right"), ("time", "right")):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for result in results:
+        held = sum(check.passed for check in result.checks)
+        mark = "[green]✓[/green]" if result.passed else "[bold red]✗[/bold red]"
+        checks = f"{held}/{len(result.checks)}"
+        table.add_row(mark, result.scenario, checks, str(result.messages), _duration(result.wall_seconds))
+    console.print()
+    console.print(table)
+    for result in results:
+        if result.error:
+            console.print(Text.assemble(("error ", "bold red"), f"in {result.scenario}: {result.error}"))

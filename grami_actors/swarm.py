@@ -1,0 +1,168 @@
+"""A swarm: which agents, tools and model make up a program, as data; and how they are started. Floor 8."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from grami_actors.actor import Spec
+from grami_actors.agent import MODEL, Agent
+from grami_actors.errors import ConfigError, StartFailed
+from grami_actors.messages import Message, ToolCall
+from grami_actors.model import Generate, Model
+from grami_actors.protocol import PROTOCOL_VERSION, Catalog
+from grami_actors.system import ActorSystem
+from grami_actors.tools import ModelActor, Tool, ToolActor
+
+AgentSource = type[Agent] | partial[Agent]
+
+
+class AgentDescription(msgspec.Struct, frozen=True):
+    """What ``describe`` tells about an agent."""
+
+    name: str
+    description: str
+    instances: int
+    handles: tuple[str, ...]
+
+
+class TypeDescription(msgspec.Struct, frozen=True):
+    """What ``describe`` tells about a message type. ``schema`` includes ``type`` itself."""
+
+    type: str
+    handled_by: str
+    schema: dict[str, Any]
+
+
+class Swarm:
+    """The agents, tools and language model of a program::
+
+        swarm = Swarm(agents=[Strategist, Writer, Critic], tools=[hashtags], model=choose_model)
+
+    Args:
+        agents: agent classes, or ``functools.partial`` of one with constructor arguments. A message without
+            ``to`` goes to the first that handles its type.
+        tools: what :func:`~grami_actors.tools.tool` made.
+        model: a model, or a function that makes one when the swarm starts; it serves ``self.generate``.
+
+    Raises:
+        ConfigError: two agents or two tools have the same name, or something is not an agent or tool.
+    """
+
+    def __init__(
+        self,
+        agents: Sequence[AgentSource],
+        tools: Sequence[Tool[..., Any]] = (),
+        model: Model | Callable[[], Model] | None = None,
+    ) -> None:
+        self.agents = tuple(agents)
+        self.tools = tuple(tools)
+        self.model = model
+        for source in self.agents:
+            if not (isinstance(_kind(source), type) and issubclass(_kind(source), Agent)):
+                raise ConfigError(f"{source!r} is not an Agent class; give the class, not an instance")
+        for each in self.tools:
+            if not isinstance(each, Tool):
+                raise ConfigError(f"{each!r} is not a tool; decorate the function with @tool")
+        _distinct("agent", [_kind(source).agent_name for source in self.agents])
+        _distinct("tool", [each.name for each in self.tools])
+
+    def types(self) -> dict[str, type[Message]]:
+        """The message types that clients may send, by their name on the wire.
+
+        Raises:
+            ConfigError: two different classes have the same ``type``.
+        """
+        found: dict[str, type[Message]] = {}
+        kinds: list[type[Message]] = [kind for source in self.agents for kind in _kind(source).handlers]
+        kinds += [ToolCall] * bool(self.tools) + [Generate] * (self.model is not None)
+        for kind in kinds:
+            name = str(kind.__struct_config__.tag)
+            if found.setdefault(name, kind) is not kind:
+                raise ConfigError(f"two message classes have the type {name!r}: {found[name]} and {kind}")
+        return found
+
+    def catalog(self) -> Catalog:
+        """What a gateway needs to know."""
+        return Catalog(self.types(), self.describe)
+
+    def describe(self) -> dict[str, Any]:
+        """Types, agents and tools with their JSON Schemas. Imports lazy tools."""
+        return {
+            "protocol": PROTOCOL_VERSION,
+            "types": [
+                TypeDescription(name, self._handler_of(kind), msgspec.json.schema(kind))
+                for name, kind in self.types().items()
+            ],
+            "agents": [
+                AgentDescription(
+                    name=kind.agent_name,
+                    description=(kind.__doc__ or "").strip(),
+                    instances=kind.instances,
+                    handles=tuple(str(each.__struct_config__.tag) for each in kind.handlers),
+                )
+                for kind in map(_kind, self.agents)
+            ],
+            "tools": [each.describe() for each in self.tools],
+        }
+
+    def _handler_of(self, kind: type[Message]) -> str:
+        if kind is ToolCall:
+            return "tool:NAME"
+        if kind is Generate:
+            return MODEL
+        return next(str(each.agent_name) for each in map(_kind, self.agents) if kind in each.handlers)
+
+    async def start(self, system: ActorSystem) -> None:
+        """Start the tools, the model and the agents, in this order, in a system.
+
+        Raises:
+            StartFailed: one of them could not start.
+        """
+        for each in self.tools:
+            await self._start_tool(system, each)
+        if self.model is not None:
+            await self._start_model(system, self.model)
+        for source in self.agents:
+            await self._start_agent(system, source)
+
+    async def _start_tool(self, system: ActorSystem, served: Tool[..., Any]) -> None:
+        name = f"tool:{served.name}"
+        spec = Spec(
+            ToolActor, (served,), lane=served.lane, concurrency=served.concurrency, mailbox=served.mailbox, overflow="wait"
+        )
+        system.table.join(name, (await system.spawn_spec(spec, name=name))._cell)
+
+    async def _start_model(self, system: ActorSystem, model: Model | Callable[[], Model]) -> None:
+        try:
+            chosen = model() if callable(model) else model
+        except Exception as error:
+            raise StartFailed(f"the model could not be chosen: {error}") from error
+        spec = Spec(ModelActor, (chosen,), concurrency=ModelActor.concurrency, overflow="wait")
+        system.table.join(MODEL, (await system.spawn_spec(spec, name=MODEL))._cell)
+        system.table.types.setdefault(Generate, MODEL)
+
+    async def _start_agent(self, system: ActorSystem, source: AgentSource) -> None:
+        kind = _kind(source)
+        args, kwargs = (source.args, source.keywords) if isinstance(source, partial) else ((), {})
+        for number in range(1, kind.instances + 1):
+            name = kind.agent_name if kind.instances == 1 else f"{kind.agent_name}-{number}"
+            cell = (await system.spawn(kind, *args, name=name, **kwargs))._cell
+            system.table.join(kind.agent_name, cell)
+            for topic in kind.subscribes:
+                system.subscribe(topic, cell)
+        for handled in kind.handlers:
+            system.table.types.setdefault(handled, kind.agent_name)
+
+
+def _kind(source: AgentSource) -> Any:
+    return source.func if isinstance(source, partial) else source
+
+
+def _distinct(what: str, names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"two {what}s are named {name!r}; give one of them another name")

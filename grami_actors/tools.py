@@ -1,0 +1,319 @@
+"""Tools: typed functions that agents and clients call, each behind an actor of its own. Floor 7.
+
+A tool's JSON Schema is made from its signature, its arguments are checked against it, and it has a lane, a
+time limit and a concurrency limit. A tool named by its import path is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Generic, ParamSpec, TypeVar, get_type_hints, overload
+
+import msgspec
+
+from grami_actors.actor import Actor, LaneName
+from grami_actors.errors import ErrorCode, GramiError, ProtocolError, ToolExecutionFailed, ToolTimeout
+from grami_actors.future import current, current_scope, describe
+from grami_actors.messages import Scope, ToolCall
+from grami_actors.model import Generate, Model
+from grami_actors.telemetry import ToolCalled
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+TIMEOUT = 30.0
+"""Seconds a tool may take, unless it says otherwise."""
+
+
+class Description(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What ``describe`` tells about a tool. ``error`` says why a lazy tool could not be imported."""
+
+    name: str
+    description: str
+    lane: str
+    timeout_ms: int
+    concurrency: int
+    parameters: dict[str, Any] | None = None
+    returns: dict[str, Any] | None = None
+    error: str | None = None
+
+
+class Tool(Generic[P, R]):
+    """A function that can be called by name, with limits. Made by :func:`tool` or :func:`lazy_tool`.
+
+    Calling it runs the plain function, which is what unit tests want.
+
+    Args:
+        source: the function, or its import path ``"package.module:function"``.
+        name: what it is called by; the function's name if not given.
+        lane: ``"thread"`` for functions that block (the default), ``"loop"`` for coroutine functions (their
+            default) and for plain ones that are quick.
+        timeout: seconds from the start of the function; then the caller gets ToolTimeout. A coroutine is
+            cancelled, a thread cannot be: it should look at ``cancelled()``.
+        concurrency: how many calls may run at the same time; more wait in the mailbox.
+        mailbox: how many calls may wait.
+    """
+
+    def __init__(
+        self,
+        source: Callable[P, R] | str,
+        *,
+        name: str | None = None,
+        lane: LaneName | None = None,
+        timeout: float = TIMEOUT,
+        concurrency: int = 1,
+        mailbox: int = 1_000,
+    ) -> None:
+        if timeout <= 0 or concurrency < 1 or mailbox < 1:
+            raise ValueError("a tool's timeout is more than 0 seconds, its concurrency and mailbox at least 1")
+        self._source = source
+        self._lock = threading.Lock()
+        self._function: Callable[P, R] | None = None
+        self._arguments: type[msgspec.Struct] | None = None
+        if isinstance(source, str):
+            module, _, function = source.partition(":")
+            if not module or not function:
+                raise ValueError(f"a lazy tool is named like 'package.module:function', not {source!r}")
+            self.name = name or function.rpartition(".")[2]
+            self.lane: LaneName = lane or "thread"
+        else:
+            self.name = name or source.__name__
+            self.lane = lane or ("loop" if inspect.iscoroutinefunction(source) else "thread")
+            self._bind(source)
+        self.timeout = timeout
+        self.concurrency = concurrency
+        self.mailbox = mailbox
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.load()(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<tool {self.name}>"
+
+    def load(self) -> Callable[P, R]:
+        """The function; imports it if that was not done yet. Raises what the import raises."""
+        with self._lock:
+            if self._function is None:
+                module, _, path = str(self._source).partition(":")
+                found: Any = importlib.import_module(module)
+                for part in path.split("."):
+                    found = getattr(found, part)
+                self._bind(found.load() if isinstance(found, Tool) else found)
+        return self._function  # type: ignore[return-value]
+
+    def _bind(self, function: Callable[P, R]) -> None:
+        self._arguments = _arguments_of(function)
+        self._function = function
+
+    def convert(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Check arguments against the signature, and convert them to its types.
+
+        Raises:
+            ProtocolError: VALIDATION_FAILED, with the path of what is wrong.
+        """
+        self.load()
+        assert self._arguments is not None
+        try:
+            converted = msgspec.convert(arguments, self._arguments)
+        except msgspec.ValidationError as error:
+            raise ProtocolError(
+                f"{self.name}: {error}", code=ErrorCode.VALIDATION_FAILED, param="$.arguments"
+            ) from None
+        return {name: getattr(converted, name) for name in self._arguments.__struct_fields__}
+
+    def describe(self) -> Description:
+        """Name, limits and JSON Schemas."""
+        limits = {"lane": self.lane, "timeout_ms": round(self.timeout * 1000), "concurrency": self.concurrency}
+        try:
+            function = self.load()
+        except Exception as error:  # noqa: BLE001 - whatever the module raises is what there is to tell
+            return Description(self.name, "", **limits, error=f"cannot be imported: {describe(error)}")  # type: ignore[arg-type]
+        assert self._arguments is not None
+        returned = get_type_hints(function).get("return", Any)
+        return Description(
+            name=self.name,
+            description=inspect.getdoc(function) or "",
+            parameters=_schema(self._arguments),
+            returns=_schema(returned),
+            **limits,  # type: ignore[arg-type]
+        )
+
+
+@overload
+def tool(function: Callable[P, R], /) -> Tool[P, R]: ...
+
+
+@overload
+def tool(
+    *,
+    name: str | None = None,
+    lane: LaneName | None = None,
+    timeout: float = TIMEOUT,
+    concurrency: int = 1,
+    mailbox: int = 1_000,
+) -> Callable[[Callable[P, R]], Tool[P, R]]: ...
+
+
+def tool(function: Any = None, /, **options: Any) -> Any:
+    """Make a tool of a typed function: ``@tool`` or ``@tool(timeout=5, concurrency=4)``; see :class:`Tool`."""
+    return partial(Tool, **options) if function is None else Tool(function)
+
+
+def lazy_tool(path: str, **options: Any) -> Tool[..., Any]:
+    """A tool that is imported when it is first used: ``lazy_tool("package.module:function", timeout=60)``."""
+    return Tool(path, **options)
+
+
+def _arguments_of(function: Callable[..., Any]) -> type[msgspec.Struct]:
+    """A Struct with the fields of the function's parameters. Raises TypeError for what JSON cannot pass."""
+    hints = get_type_hints(function, include_extras=True)
+    fields: list[Any] = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind not in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY}:
+            raise TypeError(f"{function.__name__}: a tool is called by keyword, so {parameter} cannot be a parameter")
+        if parameter.name not in hints:
+            raise TypeError(f"{function.__name__}: the parameter {parameter.name!r} needs a type annotation")
+        field: tuple[Any, ...] = (parameter.name, hints[parameter.name])
+        if parameter.default is not parameter.empty:
+            field = (*field, _default(parameter.default))
+        fields.append(field)
+    return msgspec.defstruct(function.__name__, fields, kw_only=True, forbid_unknown_fields=True)
+
+
+def _default(value: Any) -> Any:
+    # msgspec copies only empty collections; others must come from a factory.
+    return msgspec.field(default_factory=lambda: value) if isinstance(value, (list, dict, set)) else value
+
+
+def _schema(kind: Any) -> dict[str, Any] | None:
+    try:
+        return msgspec.json.schema(kind)
+    except TypeError:  # a type without a JSON Schema is no reason to hide the tool
+        return None
+
+
+class ToolActor(Actor):
+    """Runs one tool. A tool that raises answers TOOL_EXECUTION_FAILED, and the actor goes on."""
+
+    def __init__(self, served: Tool[..., Any]) -> None:
+        super().__init__()
+        self._tool = served
+
+    def on_receive(self, call: Any) -> Any:
+        """Check the arguments, call the function, keep its time limit."""
+        if type(call) is not ToolCall:
+            raise ProtocolError(f"{self.name} takes messages of type 'tool_call'", code=ErrorCode.VALIDATION_FAILED)
+        run = _Run(self, self._tool)
+        try:
+            result = self._tool.load()(**self._tool.convert(call.arguments))
+        except Exception as error:  # noqa: BLE001 - whatever the tool raises is its answer
+            raise run.failed(error) from error
+        if inspect.isawaitable(result):
+            return run.awaited(result)
+        return run.ended(result)
+
+
+class _Run:
+    """One call of a tool: its clock, and how it ended."""
+
+    __slots__ = ("_actor", "_begun_at", "_caller", "_disarm", "_tool", "_waited")
+
+    def __init__(self, actor: ToolActor, served: Tool[..., Any]) -> None:
+        self._actor = actor
+        self._tool = served
+        self._begun_at = actor._cell.now()
+        delivery = current.get()
+        envelope = None if delivery is None else delivery.envelope
+        self._caller = "" if envelope is None else envelope.sender
+        self._waited = 0.0 if envelope is None else self._begun_at - envelope.sent_at
+        self._disarm = self._arm(current_scope())
+
+    def _arm(self, scope: Scope | None) -> Callable[[], None]:
+        if scope is None:
+            return _nothing
+        late = ToolTimeout(f"the tool {self._tool.name} did not end within {self._tool.timeout:g} s; it may have acted")
+        return self._actor._cell.runtime.after(self._tool.timeout, lambda: scope.cancel(late))
+
+    async def awaited(self, result: Any) -> Any:
+        try:
+            value = await result
+        except Exception as error:  # noqa: BLE001 - whatever the tool raises is its answer
+            raise self.failed(error) from error
+        except BaseException:
+            self._report(ErrorCode.CANCELLED)
+            raise
+        return self.ended(value)
+
+    def ended(self, value: Any) -> Any:
+        self._report("ok")
+        return value
+
+    def failed(self, error: Exception) -> GramiError:
+        told = error if isinstance(error, GramiError) else self._wrap(error)
+        self._report(told.error_code)
+        return told
+
+    def _wrap(self, error: Exception) -> ToolExecutionFailed:
+        return ToolExecutionFailed(f"the tool {self._tool.name} failed: {describe(error)}")
+
+    def _report(self, outcome: str) -> None:
+        self._disarm()
+        scope = current_scope()
+        if scope is not None and scope.reason is not None:
+            outcome = scope.reason.error_code
+        runtime = self._actor._cell.runtime
+        if ToolCalled in runtime.bus:
+            duration = runtime.now() - self._begun_at
+            runtime.bus.publish(ToolCalled(self._tool.name, self._caller, self._waited, duration, str(outcome)))
+
+
+def _nothing() -> None:
+    """There is no timer to disarm."""
+
+
+class ModelActor(Actor):
+    """Runs a swarm's language model like any other tool: supervised, and opened anew after it died."""
+
+    concurrency = 8
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self._model = model
+        self._watch: Any = None
+
+    async def on_start(self) -> None:
+        """Open the model, and watch that it stays alive."""
+        await self._model.open()
+        self._watch = self._cell.runtime.loop.create_task(self._watch_model())
+
+    async def _watch_model(self) -> None:
+        reason = await self._model.gone()
+        self._cell.runtime.failed(self._cell, ModelDied(reason))
+
+    async def on_receive(self, message: Any) -> str:
+        """Write: every piece is emitted, the whole text is the answer."""
+        if type(message) is not Generate:
+            raise ProtocolError(f"{self.name} takes messages of type 'generate'", code=ErrorCode.VALIDATION_FAILED)
+        pieces = []
+        async for piece in self._model.stream(message.prompt):
+            pieces.append(piece)
+            self.emit(piece)
+        return "".join(pieces)
+
+    async def on_failure(self, *_: Any) -> None:
+        """Clear away what is left of the model that died."""
+        await self.on_stop()
+
+    async def on_stop(self) -> None:
+        """Close the model."""
+        if self._watch is not None:
+            self._watch.cancel()
+        await self._model.close()
+
+
+class ModelDied(Exception):  # noqa: N818 - a fact about the model, which fails its actor
+    """The model stopped working by itself; the text says how."""
