@@ -4,22 +4,24 @@ Every agent, tool and client connection is an actor with a mailbox; a router beh
 Growth Manager) forwards typed messages between them. The floors, from the bottom; a module imports only
 from floors below its own::
 
-    11  cli                                     the command line
-    10  scenario/                               scripts that play clients, and their transcript
-     9  manager                                 a swarm behind a gateway, published
-     8  gateway/  swarm                         the door to the outside; what is run
-     7  system  agent  tools                    the house; who lives in it
-     6  lanes/  supervisor  router              how actors run, live and find each other
-     5  actor                                   what a user subclasses; what stays on a restart
+    12  cli                                     the command line
+    11  scenario/                               scripts that play clients, and their transcript
+    10  manager                                 a swarm behind a gateway, published
+     9  gateway/  swarm                         the door to the outside; what is run
+     8  system  agent  tools                    the house; who lives in it
+     7  lanes/  supervisor  router              how actors run, live and find each other
+     6  actor                                   what a user subclasses
+     5  cell                                    what stays of an actor when it is restarted
      4  future                                  answers that are still to come
-     3  mailbox  client  model
+     3  mailbox  client  model  model_server
      2  telemetry  restarts  protocol  discovery   decisions and words, no threads or sockets
-     1  messages  config
+     1  messages  frames  config
      0  errors
 """
 
-from grami_actors.actor import Actor, Ref, cancelled, emit, progress
+from grami_actors.actor import Actor, cancelled, emit, progress
 from grami_actors.agent import Agent, handles
+from grami_actors.cell import Ref
 from grami_actors.client import Client, connect
 from grami_actors.config import Config
 from grami_actors.errors import (

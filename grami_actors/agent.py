@@ -1,4 +1,4 @@
-"""Agents: actors whose methods handle message types. Floor 7."""
+"""Agents: actors whose methods handle message types. Floor 8."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def handles(*kinds: type[Message]) -> Callable[[H], H]:
 
 
 class Agent(Actor):
-    """An actor that handles messages by type::
+    """An actor that handles messages by type.
+
+    ::
 
         class Writer(Agent, instances=3):
             @handles(Draft)
@@ -67,10 +69,9 @@ class Agent(Actor):
         **options: Any,
     ) -> None:
         super().__init_subclass__()
-        unknown = set(options) - set(_OPTIONS)
-        if unknown:
-            raise TypeError(f"{cls.__name__}: unknown option {sorted(unknown)[0]!r}; known are {', '.join(_OPTIONS)}")
         for option, value in options.items():
+            if option not in _OPTIONS:
+                raise TypeError(f"{cls.__name__}: unknown option {option!r}; known are {', '.join(_OPTIONS)}")
             setattr(cls, option, value)
         if instances is not None:
             if instances < 1:

@@ -1,4 +1,4 @@
-"""The command line: serve a swarm, send to it, play scenarios, look inside. Floor 11."""
+"""The command line: serve a swarm, send to it, play scenarios, look inside. Floor 12."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from loguru import logger
 from rich.console import Console
 from rich.table import Table
 
-from grami_actors.client import connect
+from grami_actors.client import Frame, connect
 from grami_actors.config import Config, load
 from grami_actors.errors import GramiError
 from grami_actors.manager import GrowthManager, package_version
 from grami_actors.scenario import script as scripts
 from grami_actors.scenario.play import Result, summary
-from grami_actors.scenario.transcript import Transcript, summarise
+from grami_actors.scenario.transcript import Transcript, Writing, summarise
 from grami_actors.telemetry import configure_logging, log_to
 
 app = typer.Typer(
@@ -40,7 +40,9 @@ err = Console(stderr=True)
 INTERRUPTED = 130
 """The exit code of a program that Ctrl-C ended: 128 + SIGINT."""
 
-Url = Annotated[str | None, typer.Option("--url", help="Where the server is. [default: GRAMI_URL, GRAMI_PORT, state file]")]
+Url = Annotated[
+    str | None, typer.Option("--url", help="Where the server is. [default: GRAMI_URL, GRAMI_PORT, state file]")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 LogLevel = Annotated[str, typer.Option("--log-level", envvar="GRAMI_LOG_LEVEL", help="DEBUG, INFO, WARNING or ERROR.")]
 File = Annotated[Path, typer.Argument(help="A Python file that defines `swarm = Swarm(...)`.")]
@@ -125,7 +127,10 @@ def serve(
     """
     _set_log_level(log_level, as_json=log_json)
     config = load(
-        host=host, port=port, allowed_origins=tuple(allow_origin or ()) or None, allowed_hosts=tuple(allow_host or ()) or None
+        host=host,
+        port=port,
+        allowed_origins=tuple(allow_origin or ()) or None,
+        allowed_hosts=tuple(allow_host or ()) or None,
     )
     script = scripts.load(file)
     _go(_serve(script, config))
@@ -136,7 +141,9 @@ async def _serve(script: scripts.Script, config: Config) -> int:
     log_to(manager.system.bus)
     other = manager.replaces
     if other is not None:
-        logger.warning("{} names another running server (process {}); clients will find this one now", config.state_dir, other.pid)
+        logger.warning(
+            "{} names another running server (process {}); clients will find this one now", config.state_dir, other.pid
+        )
     try:
         async with manager:
             line = {"event": "listening", "url": manager.url, "port": manager.port, "pid": os.getpid()}
@@ -161,24 +168,33 @@ def run(
     file: File,
     names: Annotated[list[str] | None, typer.Argument(help="Which scenarios; all if none is named.")] = None,
     as_json: AsJson = False,  # noqa: FBT002
-    log_level: LogLevel = "ERROR",
+    log_level: Annotated[
+        str | None, typer.Option("--log-level", help="Log to standard error, from DEBUG, INFO, WARNING or ERROR on.")
+    ] = None,
 ) -> None:
     """Play the scenarios of a file: real clients, a real WebSocket, a live transcript.
 
     The exit code is 1 when a check fails.
     """
-    _set_log_level(log_level)
+    if log_level is not None:
+        _set_log_level(log_level)
     script = scripts.load(file)
     scripts.choose(script, names or ())
-    _go(_run(script, names or [], as_json=as_json))
+    _go(_run(script, names or [], as_json=as_json, log=log_level is not None))
 
 
-async def _run(script: scripts.Script, names: list[str], *, as_json: bool) -> int:
+async def _run(script: scripts.Script, names: list[str], *, as_json: bool, log: bool) -> int:
     # A scenario's server is its own: a fixed port or state directory of the environment is not for it.
     config = msgspec.structs.replace(load(), port=0)
     console = Console(stderr=True) if as_json else out
     with Transcript(console) as transcript:
-        results: tuple[Result, ...] = await scripts.run(script, names, config, transcript)
+
+        def watch(event: Any) -> None:
+            if log and isinstance(event, GrowthManager):
+                log_to(event.system.bus)
+            transcript(event)
+
+        results: tuple[Result, ...] = await scripts.run(script, names, config, watch)
     if as_json:
         sys.stdout.write(msgspec.json.encode(results).decode() + "\n")
     else:
@@ -204,7 +220,11 @@ def send(
     For example: grami send content_request platform=instagram niche=tech --stream
     """
     values = dict(_field(text) for text in fields or ())
-    _go(_send(url, {"type": message_type, "to": to, "timeout": timeout, "fields": values}, stream=stream, as_json=as_json))
+    _go(
+        _send(
+            url, {"type": message_type, "to": to, "timeout": timeout, "fields": values}, stream=stream, as_json=as_json
+        )
+    )
 
 
 def _field(text: str) -> tuple[str, Any]:
@@ -212,7 +232,9 @@ def _field(text: str) -> tuple[str, Any]:
     if not equals or not name:
         raise typer.BadParameter(f"{text!r} is not KEY=VALUE", param_hint="KEY=VALUE")
     if name in {"type", "id", "to", "stream", "timeout_ms"}:
-        raise typer.BadParameter(f"{name!r} is not a field of a message; see --help for its option", param_hint="KEY=VALUE")
+        raise typer.BadParameter(
+            f"{name!r} is not a field of a message; see --help for its option", param_hint="KEY=VALUE"
+        )
     try:
         return name, msgspec.json.decode(value)
     except msgspec.DecodeError:
@@ -225,26 +247,26 @@ async def _send(url: str | None, request: dict[str, Any], *, stream: bool, as_js
         if not stream:
             _print_data(await grami.request(request["type"], **options, **request["fields"]), as_json=as_json)
             return 0
-        async for frame in grami.stream(request["type"], **options, **request["fields"]):
-            if as_json:
-                sys.stdout.write(msgspec.json.encode(frame).decode() + "\n")
-                sys.stdout.flush()
-            else:
-                _print_frame(frame)
+        with Writing(err) as writing:
+            async for frame in grami.stream(request["type"], **options, **request["fields"]):
+                if as_json:
+                    sys.stdout.write(msgspec.json.encode(frame).decode() + "\n")
+                    sys.stdout.flush()
+                else:
+                    _show_frame(frame, writing)
+        if not as_json:
+            _print_data(frame.data, as_json=False)
     return 0
 
 
-def _print_frame(frame: Any) -> None:
+def _show_frame(frame: Frame, writing: Writing) -> None:
     if frame.type == "response.started":
-        err.print(f"[dim]{frame.source} began[/dim]")
+        err.print(f"{frame.source} began", style="dim", markup=False, highlight=False)
     elif frame.type == "response.progress":
-        err.print(f"[dim]{frame.progress:4.0%}  {frame.message}[/dim]", highlight=False)
+        err.print(f"{frame.progress or 0:4.0%}  {frame.message}", style="dim", markup=False, highlight=False)
     elif frame.type == "response.chunk":
-        text = frame.data.get("text", "") if isinstance(frame.data, dict) else frame.data
-        err.print(str(text), end="", markup=False, highlight=False, style="italic", soft_wrap=True)
-    else:
-        err.print()
-        _print_data(frame.data, as_json=False)
+        part = frame.data if isinstance(frame.data, dict) else {"text": frame.data}
+        writing.add(str(part.get("from", "answer")), str(part.get("text", "")))
 
 
 def _print_data(data: Any, *, as_json: bool) -> None:
@@ -269,7 +291,9 @@ async def _describe(url: str | None, *, as_json: bool) -> int:
         return 0
     out.print(f"[bold]{where}[/bold]")
     _table("message types", ("type", "fields", "goes to"), [_type_row(each) for each in offered["types"]])
-    rows = [(each["name"], str(each["instances"]), each["description"].partition("\n")[0]) for each in offered["agents"]]
+    rows = [
+        (each["name"], str(each["instances"]), each["description"].partition("\n")[0]) for each in offered["agents"]
+    ]
     _table("agents", ("name", "instances", "what it does"), rows)
     _table("tools", ("name", "parameters", "what it does"), [_tool_row(each) for each in offered["tools"]])
     return 0

@@ -201,7 +201,7 @@ class Client:
                 self._connected.set()
                 return socket
             # Jitter: clients that lost the same server must not come back at the same moment.
-            await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - not a secret
+            await asyncio.sleep(delay * random.uniform(0.5, 1.0))
             delay = min(delay * 2, LONGEST_DELAY)
 
     async def _run(self) -> None:

@@ -234,7 +234,9 @@ class ConnectionLost(GramiError):
     error_code = ErrorCode.AGENT_UNAVAILABLE
 
 
-def error_from_code(code: str, message: str, *, param: str | None = None, retry_after_ms: int | None = None) -> GramiError:
+def error_from_code(
+    code: str, message: str, *, param: str | None = None, retry_after_ms: int | None = None
+) -> GramiError:
     """Build the exception that stands for an error received over the wire."""
     kind = _BY_CODE.get(code, GramiError)
     return kind(message, code=code, param=param, retry_after_ms=retry_after_ms)
@@ -255,9 +257,8 @@ _BY_CODE: dict[str, type[GramiError]] = {
         MailboxFull,
         ShuttingDown,
     )
-} | {
-    code: ProtocolError
-    for code in (
+} | dict.fromkeys(
+    (
         ErrorCode.INVALID_JSON,
         ErrorCode.INVALID_MESSAGE,
         ErrorCode.UNKNOWN_TYPE,
@@ -266,5 +267,6 @@ _BY_CODE: dict[str, type[GramiError]] = {
         ErrorCode.UNSUPPORTED_VERSION,
         ErrorCode.UNSUPPORTED_FEATURE,
         ErrorCode.DUPLICATE_ID,
-    )
-}
+    ),
+    ProtocolError,
+)

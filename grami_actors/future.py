@@ -12,6 +12,7 @@ import contextlib
 import math
 import sys
 import threading
+import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator
 from contextvars import ContextVar
@@ -47,7 +48,7 @@ class Party(Protocol):
 
     name: str
     concurrency: int
-    waits: dict[_Waiting, Party]
+    waits: dict[Waiting, Party]
 
     def now(self) -> float:
         """Seconds on the system's clock."""
@@ -300,7 +301,7 @@ class Stream(Future[T]):
         self._result()
 
 
-class _Waiting:
+class Waiting:
     """An edge of the wait-for graph: this delivery's handler waits for that actor's answer."""
 
     __slots__ = ("delivery",)
@@ -323,7 +324,7 @@ class _waiting_for:  # noqa: N801 - reads as a statement
         delivery = current.get()
         self._target = target
         blocked = delivery is not None and delivery.active and delivery.cell.concurrency == 1
-        self._edge = _Waiting(delivery) if delivery is not None and target is not None and blocked else None
+        self._edge = Waiting(delivery) if delivery is not None and target is not None and blocked else None
 
     def __enter__(self) -> Self:
         if self._edge is not None and self._target is not None:
@@ -369,3 +370,8 @@ def describe(error: BaseException) -> str:
     """One line about an exception, without its traceback."""
     text = str(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def details(error: BaseException) -> str:
+    """The traceback as text, for logs only."""
+    return "".join(traceback.format_exception(error))

@@ -52,7 +52,18 @@ class Mailbox:
         eager: wake for every message, not only the first: several threads take from this mailbox.
     """
 
-    __slots__ = ("_eager", "_lock", "_open", "_parked", "_peak", "_queue", "_scheduled", "_wake", "capacity", "overflow")
+    __slots__ = (
+        "_eager",
+        "_lock",
+        "_open",
+        "_parked",
+        "_peak",
+        "_queue",
+        "_scheduled",
+        "_wake",
+        "capacity",
+        "overflow",
+    )
 
     def __init__(
         self,
@@ -75,7 +86,9 @@ class Mailbox:
         self._scheduled = False
         self._peak = 0
 
-    def put(self, envelope: Envelope, *, park: Callable[[], None] | None = None, force: bool = False) -> Envelope | None:
+    def put(
+        self, envelope: Envelope, *, park: Callable[[], None] | None = None, force: bool = False
+    ) -> Envelope | None:
         """Add an envelope, from any thread.
 
         Args:
@@ -106,8 +119,7 @@ class Mailbox:
                     raise MailboxFull(f"the mailbox holds {self.capacity} messages, its bound")
                 displaced = queue.popleft()
             queue.append(envelope)
-            if len(queue) > self._peak:
-                self._peak = len(queue)
+            self._peak = max(self._peak, len(queue))
             wake = self._eager or not self._scheduled
             self._scheduled = True
         if park is not None:

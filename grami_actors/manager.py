@@ -1,4 +1,4 @@
-"""The Growth Manager: a swarm behind a gateway, published so that clients find it. Floor 9."""
+"""The Growth Manager: a swarm behind a gateway, published so that clients find it. Floor 10."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def package_version() -> str:
 
 
 class GrowthManager:
-    """One running server::
+    """One running server.
+
+    ::
 
         async with GrowthManager(swarm) as manager:
             print(manager.url)
@@ -46,7 +48,7 @@ class GrowthManager:
         self.swarm = swarm
         self.config = config or Config()
         self.system = system or ActorSystem(threads=self.config.threads)
-        self.metrics = Metrics(self.system.bus, self.system.mailboxes)
+        self.metrics = Metrics(self.system.bus, self.system.depths)
         self.port = 0
         self.url = ""
         self._publish = publish

@@ -120,16 +120,16 @@ class Scope:
             self._lock = threading.Lock()
             self.deadline, self.trace_id, self.sink = deadline, trace_id, sink
             return
-        self._lock = parent._lock  # noqa: SLF001 - one lock for the whole tree
+        self._lock = parent._lock
         self.deadline = min(deadline, parent.deadline)
         self.trace_id = parent.trace_id
         self.sink = parent.sink if sink is None else sink
         with self._lock:
             self.reason = parent.reason
             if self.reason is None:
-                if parent._children is None:  # noqa: SLF001
-                    parent._children = set()  # noqa: SLF001
-                parent._children.add(self)  # noqa: SLF001
+                if parent._children is None:
+                    parent._children = set()
+                parent._children.add(self)
 
     def on_cancel(self, callback: Callable[[GramiError], None]) -> None:
         """Call ``callback(reason)`` once when this scope is cancelled; at once if it already is."""

@@ -1,4 +1,4 @@
-"""Who gets a message: names, pools, message types and topics; and the actor that forwards for clients. Floor 6.
+"""Who gets a message: names, pools, message types and topics; and the actor that forwards for clients. Floor 7.
 
 The table is plain data and is read from any thread; it is changed only on the home loop, by replacing
 entries, never by changing a list that somebody may be reading. The :class:`Router` actor is one turn over
@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from grami_actors.actor import Actor, Cell
+from grami_actors.actor import Actor
+from grami_actors.cell import Cell
 from grami_actors.errors import AgentUnavailable, DestinationNotFound, GramiError, NameTaken
 from grami_actors.messages import Envelope
 

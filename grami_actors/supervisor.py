@@ -1,4 +1,4 @@
-"""The life of an actor: started honestly, restarted in place, stopped in order. Floor 6.
+"""The life of an actor: started honestly, restarted in place, stopped in order. Floor 7.
 
 One supervisor serves a whole system. It decides with :func:`grami_actors.restarts.decide` and acts through
 the lanes; all its steps run on the system's home loop, whatever lane the actor is on. The strategy is
@@ -16,9 +16,9 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from grami_actors.actor import ActorDead, Cell, Runtime, details
+from grami_actors.cell import ActorDead, Cell, Runtime
 from grami_actors.errors import StartFailed
-from grami_actors.future import current, describe
+from grami_actors.future import current, describe, details
 from grami_actors.restarts import GiveUp, decide
 from grami_actors.telemetry import ActorFailed, ActorGaveUp, ActorRestarted, ActorStarted, ActorStopped, Event
 
@@ -26,7 +26,7 @@ GRACE = 5.0
 """Seconds that a stopping actor's handler and ``on_stop`` get before they are interrupted."""
 
 
-class ChildGaveUp(Exception):  # noqa: N818 - a fact about a child, which fails its parent
+class ChildGaveUp(Exception):
     """A child failed more often than its policy allows; the failure escalates to its parent."""
 
 
@@ -79,7 +79,7 @@ class Supervisor:
             raise StartFailed(f"{cell.name} could not be started: {describe(error)}") from error
         cell.move("started")
         self._publish(ActorStarted(cell.name, cell.spec.kind.__name__, cell.lane.name))
-        cell.actor._start_actor_loop()  # type: ignore[union-attr]
+        cell.actor._start_actor_loop()
 
     async def _birth(self, cell: Cell) -> None:
         await cell.lane.call(cell, lambda: cell.build().on_start())
@@ -111,7 +111,7 @@ class Supervisor:
 
     async def _recover(self, cell: Cell, error: BaseException) -> None:
         self._report_failure(cell, error)
-        await self._hook(cell, lambda: cell.actor.on_failure(type(error), error, error.__traceback__))  # type: ignore[union-attr]
+        await self._hook(cell, lambda: cell.actor.on_failure(type(error), error, error.__traceback__))
         await self._stop_children(cell)
         while True:
             decision = decide(cell.spec.restart, cell.history, self._runtime.now(), self._random())
@@ -123,7 +123,7 @@ class Supervisor:
             await asyncio.sleep(decision.delay)
             try:
                 await self._birth(cell)
-            except BaseException as again:  # noqa: BLE001 - S15: on_start may raise anything
+            except BaseException as again:
                 if _cancelled_from_outside(again):
                     raise
                 self._report_failure(cell, again)
@@ -193,7 +193,7 @@ class Supervisor:
                 await cell.lane.call(cell, hook)
         except TimeoutError:
             return False
-        except BaseException as error:  # noqa: BLE001 - S15: a hook may raise anything
+        except BaseException as error:
             if _cancelled_from_outside(error):
                 raise
             self._report_failure(cell, error)

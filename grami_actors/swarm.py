@@ -1,4 +1,4 @@
-"""A swarm: which agents, tools and model make up a program, as data; and how they are started. Floor 8."""
+"""A swarm: which agents, tools and model make up a program, as data; and how they are started. Floor 9."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 
 import msgspec
 
-from grami_actors.actor import Spec
 from grami_actors.agent import MODEL, Agent
+from grami_actors.cell import Spec
 from grami_actors.errors import ConfigError, StartFailed
+from grami_actors.frames import PROTOCOL_VERSION
 from grami_actors.messages import Message, ToolCall
 from grami_actors.model import Generate, Model
-from grami_actors.protocol import PROTOCOL_VERSION, Catalog
+from grami_actors.protocol import Catalog
 from grami_actors.system import ActorSystem
 from grami_actors.tools import ModelActor, Tool, ToolActor
 
@@ -38,7 +39,9 @@ class TypeDescription(msgspec.Struct, frozen=True):
 
 
 class Swarm:
-    """The agents, tools and language model of a program::
+    """The agents, tools and language model of a program.
+
+    ::
 
         swarm = Swarm(agents=[Strategist, Writer, Critic], tools=[hashtags], model=choose_model)
 
@@ -132,7 +135,12 @@ class Swarm:
     async def _start_tool(self, system: ActorSystem, served: Tool[..., Any]) -> None:
         name = f"tool:{served.name}"
         spec = Spec(
-            ToolActor, (served,), lane=served.lane, concurrency=served.concurrency, mailbox=served.mailbox, overflow="wait"
+            ToolActor,
+            (served,),
+            lane=served.lane,
+            concurrency=served.concurrency,
+            mailbox=served.mailbox,
+            overflow="wait",
         )
         system.table.join(name, (await system.spawn_spec(spec, name=name))._cell)
 

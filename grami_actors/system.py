@@ -1,4 +1,4 @@
-"""The actor system: lanes, supervisor, router and names under one roof, with no global state. Floor 7."""
+"""The actor system: lanes, supervisor, router and names under one roof, with no global state. Floor 8."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 
-from grami_actors.actor import Actor, Cell, LaneName, Ref, Spec
+from grami_actors.actor import Actor
+from grami_actors.cell import Cell, LaneName, Ref, Spec
 from grami_actors.errors import AgentCrashed, ShuttingDown
 from grami_actors.future import Future
 from grami_actors.lanes.loop import LoopLane
@@ -40,7 +41,9 @@ class ActorInfo(msgspec.Struct, frozen=True):
 
 
 class ActorSystem:
-    """Actors that can find each other by name. Use it as an async context manager::
+    """Actors that can find each other by name. Use it as an async context manager.
+
+    ::
 
         async with ActorSystem() as system:
             ref = await system.spawn(Greeter, name="greeter")
@@ -64,7 +67,7 @@ class ActorSystem:
         self.bus = Bus()
         self.table = RoutingTable()
         self.now = clock
-        self._rng = rng or random.Random()  # noqa: S311 - jitter and ids, not secrets
+        self._rng = rng or random.Random()
         self._threads = threads
         self._counter = 0
         self._closing = False
@@ -180,11 +183,11 @@ class ActorSystem:
         """Every actor with its children, state, restarts and mailbox."""
         return tuple(_info(cell) for cell in self.table.cells.values() if cell.parent is None)
 
-    def mailboxes(self) -> Iterator[tuple[str, Statistics]]:
-        """Name and mailbox statistics of every actor, connections left out."""
+    def depths(self) -> Iterator[tuple[str, int]]:
+        """Name and number of queued messages of every actor, connections left out."""
         for name, cell in tuple(self.table.cells.items()):
             if not name.startswith("connection"):
-                yield name, cell.mailbox.statistics()
+                yield name, len(cell.mailbox)
 
     # --- the runtime that actors see ---
 
@@ -209,7 +212,7 @@ class ActorSystem:
             try:
                 self.loop.call_soon_threadsafe(begin)
             except RuntimeError:  # the loop is closed, so the actor is gone
-                future.set(False)  # noqa: FBT003 - Pykka's signature
+                future.set(False)
         return future
 
     def after(self, seconds: float, callback: Callable[[], object]) -> Callable[[], None]:
@@ -219,7 +222,7 @@ class ActorSystem:
         armed: list[asyncio.TimerHandle] = []
         self.loop.call_soon_threadsafe(lambda: armed.append(self.loop.call_later(seconds, callback)))
         # Runs on the loop after the line above has, so the handle is there.
-        return lambda: self._on_loop(lambda: armed[0].cancel())
+        return lambda: self._on_loop(lambda: armed.pop().cancel())
 
     def _on_loop(self, callback: Callable[[], object]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: there are no timers any more

@@ -13,13 +13,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import msgspec
 from loguru import logger
-
-if TYPE_CHECKING:
-    from grami_actors.mailbox import Statistics
 
 logger.disable("grami_actors")
 
@@ -160,7 +157,6 @@ class Listening(Event, frozen=True):
     url: str
 
 
-E = TypeVar("E", bound=Event)
 Listener = Callable[[Any], None]
 
 
@@ -267,15 +263,15 @@ class Metrics:
 
     Args:
         bus: where the events come from.
-        mailboxes: gives the mailbox statistics of every actor by name, asked for at each scrape.
+        depths: gives the number of messages in the mailbox of every actor by name, asked for at each scrape.
     """
 
-    def __init__(self, bus: Bus, mailboxes: Callable[[], Iterable[tuple[str, Statistics]]]) -> None:
+    def __init__(self, bus: Bus, depths: Callable[[], Iterable[tuple[str, int]]]) -> None:
         # Imported here because it takes longer to import than the whole core, and only servers need it.
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram  # noqa: PLC0415
 
         self._registry = registry = CollectorRegistry()
-        self._mailboxes = mailboxes
+        self._depths = depths
         self._connections = Gauge("grami_connections", "Open connections", registry=registry)
         self._connected = Counter("grami_connections_opened", "Connections opened", registry=registry)
         self._refused = Counter("grami_connections_refused", "Handshakes refused", registry=registry)
@@ -324,6 +320,6 @@ class Metrics:
         from prometheus_client import generate_latest  # noqa: PLC0415
 
         self._depth.clear()
-        for name, statistics in self._mailboxes():
-            self._depth.labels(name).set(statistics.depth)
+        for name, depth in self._depths():
+            self._depth.labels(name).set(depth)
         return generate_latest(self._registry)

@@ -1,4 +1,4 @@
-"""Tools: typed functions that agents and clients call, each behind an actor of its own. Floor 7.
+"""Tools: typed functions that agents and clients call, each behind an actor of its own. Floor 8.
 
 A tool's JSON Schema is made from its signature, its arguments are checked against it, and it has a lane, a
 time limit and a concurrency limit. A tool named by its import path is imported when it is first used.
@@ -15,7 +15,8 @@ from typing import Any, Generic, ParamSpec, TypeVar, get_type_hints, overload
 
 import msgspec
 
-from grami_actors.actor import Actor, LaneName
+from grami_actors.actor import Actor
+from grami_actors.cell import LaneName
 from grami_actors.errors import ErrorCode, GramiError, ProtocolError, ToolExecutionFailed, ToolTimeout
 from grami_actors.future import current, current_scope, describe
 from grami_actors.messages import Scope, ToolCall
@@ -89,6 +90,7 @@ class Tool(Generic[P, R]):
         self.mailbox = mailbox
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the plain function, here and now."""
         return self.load()(*args, **kwargs)
 
     def __repr__(self) -> str:
@@ -210,7 +212,7 @@ class ToolActor(Actor):
         run = _Run(self, self._tool)
         try:
             result = self._tool.load()(**self._tool.convert(call.arguments))
-        except Exception as error:  # noqa: BLE001 - whatever the tool raises is its answer
+        except Exception as error:
             raise run.failed(error) from error
         if inspect.isawaitable(result):
             return run.awaited(result)
@@ -241,7 +243,7 @@ class _Run:
     async def awaited(self, result: Any) -> Any:
         try:
             value = await result
-        except Exception as error:  # noqa: BLE001 - whatever the tool raises is its answer
+        except Exception as error:
             raise self.failed(error) from error
         except BaseException:
             self._report(ErrorCode.CANCELLED)
@@ -315,5 +317,5 @@ class ModelActor(Actor):
         await self._model.close()
 
 
-class ModelDied(Exception):  # noqa: N818 - a fact about the model, which fails its actor
+class ModelDied(Exception):
     """The model stopped working by itself; the text says how."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import msgspec
 
-from grami_actors import Agent, Message, Reject, RestartPolicy, Swarm, cancelled, handles, progress, tool
+from grami_actors import Agent, GramiError, Message, Reject, RestartPolicy, Swarm, cancelled, handles, progress, tool
 from tests.conftest import Gate
 
 AT_ONCE = RestartPolicy(intensity=1_000, shortest=0.0, longest=0.0)
@@ -89,8 +90,6 @@ class Failer(Agent, restart=AT_ONCE):
             case "unfit":
                 return object()
             case "internal":
-                from grami_actors import GramiError
-
                 raise GramiError("a secret detail")
         return None
 
@@ -144,8 +143,6 @@ def broken(secret: str = "x") -> None:
 
 
 def small_swarm(gate: Gate | None = None) -> Swarm:
-    from functools import partial
-
     return Swarm(
         agents=[Echoer, AsyncEchoer, partial(Holder, gate or Gate()), Failer, Teller],
         tools=[double, shout, endless, endless_thread, broken],

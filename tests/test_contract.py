@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grami_actors.actor import Actor, ActorDead
+from grami_actors.actor import Actor
+from grami_actors.cell import ActorDead
 from grami_actors.errors import (
     AgentCrashed,
     AgentExecutionFailed,
@@ -29,6 +30,7 @@ from grami_actors.errors import (
     StartFailed,
     WouldDeadlock,
 )
+from grami_actors.future import current_scope
 from grami_actors.restarts import RestartPolicy
 from grami_actors.telemetry import ActorFailed, ActorGaveUp, ActorRestarted, ActorStopped, DeadLetter, MessageHandled
 from tests.conftest import LANES, Gate, Recorder, on, running
@@ -255,8 +257,6 @@ async def test_s3_an_expired_message_is_not_handled(lane: str) -> None:
 async def test_s3_every_ask_made_while_handling_inherits_the_deadline_and_cannot_extend_it(lane: str) -> None:
     class Inner(Actor):
         def on_receive(self, message: Any) -> Any:
-            from grami_actors.future import current_scope
-
             return current_scope().deadline
 
     class Outer(Actor):
@@ -722,7 +722,7 @@ async def test_s17_a_circle_of_asks_is_reported_as_the_circle(lane: str) -> None
         await system.spawn(on(lane, Link), "c", name="b")
         await system.spawn(on(lane, Link), "a", name="c")
         # Whoever closes the circle reports it, and on threads that may be any of them.
-        with pytest.raises(AskCycle, match="c -> a -> b -> c|a -> b -> c -> a|b -> c -> a -> b"):
+        with pytest.raises(AskCycle, match=r"c -> a -> b -> c|a -> b -> c -> a|b -> c -> a -> b"):
             await system.ask("a", "round")
 
 

@@ -1,4 +1,4 @@
-"""One client, as an actor: frames in, answers out. Floor 8.
+"""One client, as an actor: frames in, answers out. Floor 9.
 
 The reader hands every frame to this actor's mailbox and never waits for an agent. The rules of the wire are
 those of :class:`~grami_actors.protocol.ServerProtocol`; here its decisions become scopes, timers and bytes.
@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 
-from grami_actors.actor import Actor, Cell, Ref, details
+from grami_actors.actor import Actor
+from grami_actors.cell import Cell, Ref
 from grami_actors.errors import (
     AgentExecutionFailed,
     AgentUnavailable,
@@ -23,22 +24,14 @@ from grami_actors.errors import (
     MailboxFull,
     ShuttingDown,
 )
-from grami_actors.future import describe
+from grami_actors.frames import CLOSE_SLOW_CONSUMER, Limits
+from grami_actors.future import describe, details
 from grami_actors.gateway.outbox import Outbox
 from grami_actors.messages import Envelope, Scope
-from grami_actors.protocol import (
-    CLOSE_SLOW_CONSUMER,
-    Accepted,
-    CancelRequest,
-    Catalog,
-    DescribeRequest,
-    Limits,
-    ServerProtocol,
-)
+from grami_actors.protocol import Accepted, CancelRequest, Catalog, DescribeRequest, ServerProtocol
 from grami_actors.restarts import RestartPolicy
 from grami_actors.router import Forward
 from grami_actors.telemetry import ConnectionAuthenticated, InternalError, RequestFinished
-
 
 FLUSH = 1.0
 """Seconds that the last answers get before a connection is closed for misuse."""
@@ -209,7 +202,7 @@ class Connection(Actor):
 
     def on_receive(self, message: Any) -> Any:
         """Take one event, then hand what it produced to the writer."""
-        result = _RECEIVERS[type(message)](self, message)
+        result = self._RECEIVERS[type(message)](self, message)
         self._outbox.add(self._protocol.data_to_send())
         if self._outbox.overflowed:
             self._close(CLOSE_SLOW_CONSUMER, "SLOW_CONSUMER: the answers were not read")
@@ -364,15 +357,14 @@ class Connection(Actor):
             scope.cancel(Cancelled("the client disconnected"))
         self._work.clear()
 
-
-_RECEIVERS: dict[type, Callable[[Connection, Any], Any]] = {
-    TextFrame: Connection._on_text,
-    BinaryFrame: Connection._on_binary,
-    Answer: Connection._on_answer,
-    Piece: Connection._on_piece,
-    Advance: Connection._on_advance,
-    Began: Connection._on_began,
-    Drain: Connection._on_drain,
-    Shut: Connection._on_shut,
-    Leave: Connection._on_leave,
-}
+    _RECEIVERS: ClassVar[dict[type, Callable[[Connection, Any], Any]]] = {
+        TextFrame: _on_text,
+        BinaryFrame: _on_binary,
+        Answer: _on_answer,
+        Piece: _on_piece,
+        Advance: _on_advance,
+        Began: _on_began,
+        Drain: _on_drain,
+        Shut: _on_shut,
+        Leave: _on_leave,
+    }

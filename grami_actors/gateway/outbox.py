@@ -1,4 +1,4 @@
-"""What waits to be written to one socket, bounded in bytes. Floor 8."""
+"""What waits to be written to one socket, bounded in bytes. Floor 9."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gateway: one port for WebSocket connections and a few HTTP documents. Floor 8.
+"""The gateway: one port for WebSocket connections and a few HTTP documents. Floor 9.
 
 Rules:
 
@@ -29,8 +29,9 @@ from websockets.http11 import Response as HttpResponse
 
 from grami_actors.config import Config
 from grami_actors.errors import GramiError, MailboxFull
+from grami_actors.frames import Limits
 from grami_actors.gateway.connection import BinaryFrame, Connection, Drain, Shut, TextFrame
-from grami_actors.protocol import Catalog, Limits
+from grami_actors.protocol import Catalog
 from grami_actors.system import ActorSystem
 from grami_actors.telemetry import ConnectionClosed as ClosedEvent
 from grami_actors.telemetry import ConnectionOpened, ConnectionRefused, Listening
@@ -191,7 +192,9 @@ class Gateway:
             return self._refuse(connection, *refusal)
         path = request.path.partition("?")[0]
         if request.method not in {"GET", "HEAD"}:
-            return _text(http.HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD are allowed here\n", ("Allow", "GET, HEAD"))
+            return _text(
+                http.HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD are allowed here\n", ("Allow", "GET, HEAD")
+            )
         if path == PATH and request.method == "GET":
             return None
         response = self._document(path)

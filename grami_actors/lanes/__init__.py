@@ -1,1 +1,1 @@
-"""Where handlers run: one file per lane, one contract (:class:`grami_actors.actor.Lane`). Floor 6."""
+"""Where handlers run: one file per lane, one contract (:class:`grami_actors.cell.Lane`). Floor 7."""

@@ -1,4 +1,4 @@
-"""The loop lane: many actors on one asyncio event loop. Floor 6.
+"""The loop lane: many actors on one asyncio event loop. Floor 7.
 
 Rules:
 
@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from grami_actors.actor import Cell, LaneName
+from grami_actors.cell import Cell, LaneName
 from grami_actors.future import Delivery, current
 from grami_actors.messages import Envelope
 

@@ -1,4 +1,4 @@
-"""The thread lane: actors that may block, each on threads of its own. Floor 6.
+"""The thread lane: actors that may block, each on threads of its own. Floor 7.
 
 Rules:
 
@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from grami_actors.actor import Cell, LaneName
+from grami_actors.cell import Cell, LaneName
 from grami_actors.errors import KillRefused, StartFailed
 from grami_actors.future import Delivery, current
 from grami_actors.messages import Envelope

@@ -1,4 +1,4 @@
-"""What a scenario function gets: clients, requests, streams, checks; and what it leaves: a transcript. Floor 10."""
+"""What a scenario function gets: clients, requests, streams, checks; and what it leaves: a transcript. Floor 11."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Check(msgspec.Struct, frozen=True):
     details: str = ""
 
 
-class CheckFailed(Exception):  # noqa: N818 - named for what happened
+class CheckFailed(Exception):
     """A scenario's ``require`` did not hold; the scenario ends."""
 
 

@@ -1,4 +1,4 @@
-"""A scenario file: load it, find its swarm and its scenarios, play them. Floor 10."""
+"""A scenario file: load it, find its swarm and its scenarios, play them. Floor 11."""
 
 from __future__ import annotations
 
@@ -66,9 +66,7 @@ def choose(script: Script, names: Sequence[str]) -> tuple[ScenarioFunction, ...]
     return tuple(known[name] for name in names) or script.scenarios
 
 
-async def run(
-    script: Script, names: Sequence[str], config: Config, watch: Callable[[Any], None]
-) -> tuple[Result, ...]:
+async def run(script: Script, names: Sequence[str], config: Config, watch: Callable[[Any], None]) -> tuple[Result, ...]:
     """Play scenarios, one after another, on one Growth Manager that is started for them."""
     chosen = choose(script, names)
     results = []

@@ -1,9 +1,10 @@
-"""The transcript of a playing scenario, live in a terminal. Floor 10."""
+"""The transcript of a playing scenario, live in a terminal. Floor 11."""
 
 from __future__ import annotations
 
+import inspect
 import itertools
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -17,6 +18,46 @@ from grami_actors.scenario.play import Check, Line, Piece, Result
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_cyan", "bright_magenta", "bright_green")
 
 
+class Writing:
+    """The text that is being written at this moment, a row for each writer, below everything else.
+
+    Without a terminal it shows nothing.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._texts: dict[str, str] = {}
+        self._live = Live(console=console, refresh_per_second=12, transient=True, get_renderable=self._render)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._texts.clear()
+        if self._live.is_started:
+            self._live.stop()
+
+    def add(self, key: str, text: str) -> None:
+        """More text of one writer."""
+        self._texts[key] = self._texts.get(key, "") + text
+
+    def end(self, key: str) -> None:
+        """A writer is done."""
+        self._texts.pop(key, None)
+
+    def _render(self) -> Group:
+        rows = []
+        # A copy: the display's own thread renders while text arrives.
+        for key, text in tuple(self._texts.items()):
+            row = Text(f"     … {key}: ", style="dim", no_wrap=True, overflow="ellipsis")
+            room = max(10, self._console.width - len(row.plain) - 2)
+            row.append(" ".join(text.split())[-room:], style="italic")
+            rows.append(row)
+        return Group(*rows)
+
+
 class Transcript:
     """Shows lines as they come, and below them the text that is being written at this moment.
 
@@ -27,18 +68,14 @@ class Transcript:
         self._console = console
         self._colours: dict[str, str] = {}
         self._palette = itertools.cycle(_COLOURS)
-        self._writing: dict[str, str] = {}
-        self._live = Live(console=console, refresh_per_second=12, transient=True, get_renderable=self._render)
+        self._writing = Writing(console)
 
-    def __enter__(self) -> Transcript:
-        if self._console.is_terminal:
-            self._live.start()
+    def __enter__(self) -> Self:
+        self._writing.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._writing.clear()
-        if self._live.is_started:
-            self._live.stop()
+        self._writing.__exit__()
 
     def __call__(self, event: Any) -> None:
         """Take what a scenario shows."""
@@ -50,29 +87,18 @@ class Transcript:
             self._console.print(_check(event))
         elif isinstance(event, GrowthManager):
             self._console.print(Text.assemble(("growth manager ", "bold"), "at ", (event.url, "underline")))
-        elif isinstance(event, Result):
-            self._writing.clear()
-        elif callable(event):
+        elif inspect.isfunction(event):
             self._console.print()
             self._console.print(Rule(_title(event), align="left", style="dim"))
 
     def _on_piece(self, piece: Piece) -> None:
         if piece.done:
-            self._writing.pop(piece.key, None)
+            self._writing.end(piece.key)
         else:
-            self._writing[piece.key] = self._writing.get(piece.key, "") + piece.text
-
-    def _render(self) -> Group:
-        rows = []
-        for key, text in self._writing.items():
-            row = Text(f"     … {key}: ", style="dim", no_wrap=True, overflow="ellipsis")
-            room = max(10, self._console.width - len(row.plain) - 2)
-            row.append(" ".join(text.split())[-room:], style="italic")
-            rows.append(row)
-        return Group(*rows)
+            self._writing.add(piece.key, piece.text)
 
     def _name(self, name: str) -> Text:
-        base = name.split("-")[0] if not name.startswith("connection-") else name
+        base = name.split("-", maxsplit=1)[0] if not name.startswith("connection-") else name
         if base not in self._colours:
             self._colours[base] = next(self._palette)
         return Text(name, style=self._colours[base])
@@ -114,7 +140,13 @@ def _duration(seconds: float) -> str:
 def summarise(console: Console, results: tuple[Result, ...]) -> None:
     """Print the table at the end."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading, justify in (("", "left"), ("scenario", "left"), ("checks", "right"), ("lines", "right"), ("time", "right")):
+    for heading, justify in (
+        ("", "left"),
+        ("scenario", "left"),
+        ("checks", "right"),
+        ("lines", "right"),
+        ("time", "right"),
+    ):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
     for result in results:
         held = sum(check.passed for check in result.checks)
