@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from types import TracebackType
 from typing import Any, ClassVar, TypeVar
 
@@ -118,18 +117,7 @@ class Actor(_PykkaActor):  # type: ignore[misc]
 
     async def send(self, to: str | Ref[Any], message: Any) -> None:
         """Like :meth:`tell`, but wait for room if the mailbox is full and its policy is ``wait``."""
-        cell = self._find(to, message)
-        envelope = Envelope(message, None, self.name, current_scope(), cell.now())
-        if cell.spec.overflow != "wait":
-            cell.post(envelope)
-            return
-        admitted: Future[None] = Future()
-        cell.post(envelope, park=lambda: admitted.set(None))
-        try:
-            await admitted
-        except asyncio.CancelledError:
-            cell.mailbox.withdraw(envelope)
-            raise
+        await self._find(to, message).send(message)
 
     def ask(self, to: str | Ref[Any], message: Any, *, timeout: float | None = None) -> Future[Any]:
         """Send and get the future of the answer: ``await self.ask("writer", Draft(...))``.

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import math
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Literal, Protocol, TypeVar
@@ -44,7 +45,7 @@ LaneName = Literal["loop", "thread"]
 A = TypeVar("A", bound=pykka.Actor)
 
 ASK_TIMEOUT = 30.0
-"""Seconds an ask waits when neither it nor the request it belongs to says otherwise."""
+"""Seconds an ask waits that names no limit and belongs to no request; within one, its deadline is the limit."""
 
 LIFECYCLE: dict[str, dict[str, str]] = {
     "starting": {"started": "running", "start_failed": "stopped", "stop": "stopping"},
@@ -268,6 +269,20 @@ class Cell:
         """Send without waiting for an answer."""
         self.post(Envelope(message, None, sender(), None if detached else current_scope(), self.runtime.now()))
 
+    async def send(self, message: Any) -> None:
+        """Send without waiting for an answer, but wait for room where the policy is ``wait``."""
+        envelope = Envelope(message, None, sender(), current_scope(), self.runtime.now())
+        if self.spec.overflow != "wait":
+            self.post(envelope)
+            return
+        admitted: Future[None] = Future()
+        self.post(envelope, park=lambda: admitted.set(None))
+        try:
+            await admitted
+        except asyncio.CancelledError:
+            self.mailbox.withdraw(envelope)
+            raise
+
     def ask(self, message: Any, *, timeout: float | None = None, future: Future[Any] | None = None) -> Future[Any]:
         """Send and get the future of the answer. Never raises: what goes wrong is the future's answer."""
         future = future or Future()
@@ -276,8 +291,10 @@ class Cell:
         parent = None if delivery is None else delivery.envelope.scope
         sink = future if isinstance(future, Stream) else None
         trace_id = self.runtime.new_trace_id() if parent is None else ""
-        limit = ASK_TIMEOUT if timeout is None else timeout
-        scope = Scope(parent, deadline=now + limit, trace_id=trace_id, sink=sink)
+        if timeout is None:
+            # Within a request its deadline is the limit: a second, shorter one would surprise whoever set the first.
+            timeout = ASK_TIMEOUT if parent is None else math.inf
+        scope = Scope(parent, deadline=now + timeout, trace_id=trace_id, sink=sink)
         future.bind(self, scope, inside=delivery is not None)
         if scope.reason is None:
             park = _admitted if self.spec.overflow == "wait" else None

@@ -40,6 +40,8 @@ err = Console(stderr=True)
 INTERRUPTED = 130
 """The exit code of a program that Ctrl-C ended: 128 + SIGINT."""
 
+PIPE_WIDTH = 140
+
 Url = Annotated[
     str | None, typer.Option("--url", help="Where the server is. [default: GRAMI_URL, GRAMI_PORT, state file]")
 ]
@@ -186,7 +188,9 @@ def run(
 async def _run(script: scripts.Script, names: list[str], *, as_json: bool, log: bool) -> int:
     # A scenario's server is its own: a fixed port or state directory of the environment is not for it.
     config = msgspec.structs.replace(load(), port=0)
-    console = Console(stderr=True) if as_json else out
+    # A pipe or file has no width of its own; lines are cut to one that people can read.
+    stream = sys.stderr if as_json else sys.stdout
+    console = Console(file=stream, width=None if stream.isatty() else PIPE_WIDTH)
     with Transcript(console) as transcript:
 
         def watch(event: Any) -> None:

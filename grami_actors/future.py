@@ -143,10 +143,12 @@ class Future(pykka.Future[T]):
     def cancel(self, reason: GramiError | None = None) -> bool:
         """Give up waiting, and cancel what the ask started; ``False`` if the answer is already there."""
         reason = reason or Cancelled("the caller stopped waiting")
-        first = self._settle(None, reason)
-        if first and self._scope is not None:
-            self._scope.cancel(reason)
-        return first
+        if self._outcome is not None:
+            return False
+        if self._scope is None:
+            return self._settle(None, reason)
+        self._scope.cancel(reason)  # settles this future too, by its callback
+        return self._outcome is not None and self._outcome[1] is reason
 
     def _result(self) -> T:
         assert self._outcome is not None

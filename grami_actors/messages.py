@@ -173,7 +173,8 @@ class Scope:
         return found
 
     def close(self) -> None:
-        """Leave the parent: this part of the request has its answer."""
+        """Leave the parent, and forget the callbacks: this part of the request has its answer."""
+        self._callbacks = None
         parent = self.parent
         if parent is not None:
             with self._lock:

@@ -125,6 +125,7 @@ class Catalog:
         return ProtocolError(f"no agent here handles the type {name!r}{hint}", code=ErrorCode.UNKNOWN_TYPE)
 
 
+_UNTIMELY = frozenset({ErrorCode.TOO_MANY_INFLIGHT, ErrorCode.DUPLICATE_ID, ErrorCode.SHUTTING_DOWN})
 _HEADER = msgspec.json.Decoder(Header)
 _HELLO = msgspec.json.Decoder(Hello)
 _CANCEL = msgspec.json.Decoder(CancelFields)
@@ -161,6 +162,11 @@ class ServerProtocol:
         catalog: the message types.
         limits: what the connection may do.
         server: name and version, told in ``welcome``.
+
+    Attributes:
+        draining: refuse new requests with SHUTTING_DOWN.
+        close_code: set when the client is to be cut off.
+        held_bytes: plain answers that wait for an earlier one; they count like unsent output.
     """
 
     def __init__(self, connection_id: str, catalog: Catalog, limits: Limits, server: dict[str, str]) -> None:
@@ -178,6 +184,7 @@ class ServerProtocol:
         self._out: list[bytes] = []
         self._last_key = 0
         self._bad = 0
+        self.held_bytes = 0
         self._binary_seen = False
         self._controls: dict[str, Callable[[Header, str, float], Action | None]] = {
             "ping": self._ping,
@@ -196,7 +203,8 @@ class ServerProtocol:
             done = self._accept(header, text, now) if control is None else control(header, text, now)
         except ProtocolError as error:
             self._refuse(_recover_id(text), error, now)
-            self._bad += 1
+            # A busy client is not a bad one: what only came at the wrong time does not count.
+            self._bad += error.error_code not in _UNTIMELY
             if self._bad >= BAD_MESSAGES_IN_A_ROW:
                 self.close_code = CLOSE_ABUSE
             return None
@@ -352,8 +360,11 @@ class ServerProtocol:
             self._out.append(frame)
             return
         slot.answer = frame
-        while self._plain and self._plain[0].answer is not None:
-            self._out.append(self._plain.popleft().answer)  # type: ignore[arg-type]
+        self.held_bytes += len(frame)
+        while self._plain and (answer := self._plain[0].answer) is not None:
+            self._plain.popleft()
+            self.held_bytes -= len(answer)
+            self._out.append(answer)
 
     @staticmethod
     def _next(slot: Slot) -> int:

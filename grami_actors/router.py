@@ -51,13 +51,14 @@ def _load(cell: Cell) -> tuple[bool, int]:
 
 
 class RoutingTable:
-    """Names to cells, pools to their cells, message types to names, topics to subscribers."""
+    """Names to cells, pools to their cells, message types to names, topics to subscribers; what clients may name."""
 
     def __init__(self) -> None:
         self.cells: dict[str, Cell] = {}
         self.pools: dict[str, Pool] = {}
         self.types: dict[type, str] = {}
         self.topics: dict[str, tuple[Cell, ...]] = {}
+        self.public: set[str] = set()
 
     def claim(self, name: str, cell: Cell) -> None:
         """Give a name to a cell. Raises NameTaken."""
@@ -66,7 +67,8 @@ class RoutingTable:
         self.cells[name] = cell
 
     def join(self, pool: str, cell: Cell) -> None:
-        """Add a cell to a pool, which keeps its name when all its cells are gone."""
+        """Add a cell to a pool, which keeps its name when all its cells are gone. Clients may address both."""
+        self.public.update((pool, cell.name))
         found = self.pools.setdefault(pool, Pool(pool))
         found.cells = (*found.cells, cell)
 
@@ -119,6 +121,9 @@ class Router(Actor):
         """Hand the envelope of a :class:`Forward` on, or answer it with what is wrong."""
         envelope: Envelope = message.envelope
         try:
+            if message.to and message.to not in self._table.public:
+                # The router itself, other clients' connections and children are nobody's business.
+                raise DestinationNotFound(f"no agent or tool is named {message.to!r}")
             # A client's requests may wait for room: their number is bounded by the gateway.
             self._table.find(message.to, envelope.message).post(envelope, park=_nobody)
         except GramiError as refused:

@@ -208,7 +208,7 @@ class ToolActor(Actor):
     def on_receive(self, call: Any) -> Any:
         """Check the arguments, call the function, keep its time limit."""
         if type(call) is not ToolCall:
-            raise ProtocolError(f"{self.name} takes messages of type 'tool_call'", code=ErrorCode.VALIDATION_FAILED)
+            raise ProtocolError(f"{self.name} takes messages of type 'tool_call'", code=ErrorCode.UNKNOWN_TYPE)
         run = _Run(self, self._tool)
         try:
             result = self._tool.load()(**self._tool.convert(call.arguments))
@@ -299,7 +299,7 @@ class ModelActor(Actor):
     async def on_receive(self, message: Any) -> str:
         """Write: every piece is emitted, the whole text is the answer."""
         if type(message) is not Generate:
-            raise ProtocolError(f"{self.name} takes messages of type 'generate'", code=ErrorCode.VALIDATION_FAILED)
+            raise ProtocolError(f"{self.name} takes messages of type 'generate'", code=ErrorCode.UNKNOWN_TYPE)
         pieces = []
         async for piece in self._model.stream(message.prompt):
             pieces.append(piece)

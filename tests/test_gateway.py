@@ -627,3 +627,54 @@ asyncio.run(connect_to_grami())
         )
         printed, _ = await process.communicate()
     assert json.loads(printed) == {"status": "success", "data": {"text": "for instagram", "hashtags": ["#one"]}}
+
+
+@pytest.mark.parametrize("name", ["router", "connection-1", "tool:nothing", "holder/child"])
+async def test_a_client_cannot_reach_what_is_not_an_agent_or_tool(name: str) -> None:
+    async with serving(small_swarm()) as manager, raw(manager) as socket:
+        failures = Recorder(manager.system, ActorFailed)
+        for number in range(5):
+            frame = await answer(socket, type="echo", text="x", to=name, id=number)
+            assert frame["error_code"] == "DESTINATION_NOT_FOUND"
+        assert (await answer(socket, type="echo", text="x", id=9))["status"] == "success"
+        assert failures.events == []
+
+
+async def test_a_burst_of_small_frames_is_answered_frame_by_frame() -> None:
+    async with serving(small_swarm()) as manager, raw(manager, max_queue=None) as socket:
+        # One TCP segment can hold thousands of frames; the reader gets them without a pause.
+        for number in range(5_000):
+            await tell(socket, type="ping", id=number)
+        assert [(await heard(socket))["id"] for _ in range(5_000)] == list(range(5_000))
+
+
+async def test_a_client_that_is_refused_for_being_busy_is_not_cut_off() -> None:
+    gate = Gate()
+    async with serving(small_swarm(gate), max_inflight=1) as manager, raw(manager) as socket:
+        await tell(socket, type="slow", text="held", id="held")
+        for number in range(150):
+            assert (await answer(socket, type="echo", text="x", id=number))["error_code"] == "TOO_MANY_INFLIGHT"
+        gate.opened.set()
+        assert (await heard(socket))["data"] == "held"
+
+
+async def test_plain_refusals_behind_a_slow_answer_are_bounded() -> None:
+    async with serving(small_swarm(), max_inflight=1, outbox_bytes=10_000) as manager:
+        closed = Recorder(manager.system, ClosedEvent)
+        async with raw(manager, close_timeout=0.1) as socket:
+            await tell(socket, type="slow")
+            with contextlib.suppress(ConnectionClosed):
+                for _ in range(10_000):
+                    await tell(socket, type="echo", text="x")
+            assert (await closed.first(ClosedEvent)).code == 4508
+
+
+async def test_a_fault_of_the_connection_itself_ends_only_that_connection() -> None:
+    async with serving(small_swarm()) as manager, raw(manager) as one, raw(manager) as two:
+        await answer(one, type="ping")
+        manager.system.tell("connection-1", "no such event")
+        with pytest.raises(ConnectionClosed) as closed:
+            await one.recv()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1011
+        assert (await answer(two, type="echo", text="unharmed"))["status"] == "success"

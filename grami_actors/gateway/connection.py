@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
 import msgspec
@@ -120,12 +120,13 @@ class Gate(Protocol):
 class Request:
     """Where one request's answer, chunks and progress go: into the connection's mailbox, from any thread."""
 
-    __slots__ = ("_cell", "_key", "_once")
+    __slots__ = ("_began", "_cell", "_key", "_once")
 
     def __init__(self, cell: Cell, key: int) -> None:
         self._cell = cell
         self._key = key
         self._once = [None]
+        self._began = False
 
     def _post(self, message: Any) -> bool:
         try:
@@ -155,8 +156,10 @@ class Request:
         self._end(None, reason)
 
     def started(self, source: str) -> None:
-        """An agent began to work."""
-        self._post(Began(self._key, source))
+        """An agent began to work; only the first is told."""
+        if not self._began:
+            self._began = True
+            self._post(Began(self._key, source))
 
     def emit(self, data: Any) -> None:
         """An agent emitted a chunk."""
@@ -168,13 +171,15 @@ class Request:
 
 
 class Connection(Actor):
-    """The actor of one client.
+    """The actor of one client. Its reader waits for room in the mailbox; answers are bounded by what was asked.
 
     Args:
         socket: where frames are written.
         gate: what all connections share.
     """
 
+    mailbox = 256
+    overflow = "wait"
     restart = RestartPolicy(intensity=0)  # its state is the socket's: a fault ends the connection
 
     def __init__(self, socket: Socket, gate: Gate) -> None:
@@ -200,24 +205,28 @@ class Connection(Actor):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def on_receive(self, message: Any) -> Any:
+    def on_receive(self, message: Any) -> None:
         """Take one event, then hand what it produced to the writer."""
-        result = self._RECEIVERS[type(message)](self, message)
-        self._outbox.add(self._protocol.data_to_send())
-        if self._outbox.overflowed:
+        if self._closing and type(message) is TextFrame:
+            return
+        self._RECEIVERS[type(message)](self, message)
+        frames = self._protocol.data_to_send()
+        if self._closing:
+            return
+        self._outbox.add(frames)
+        if self._outbox.overflowed(self._protocol.held_bytes):
             self._close(CLOSE_SLOW_CONSUMER, "SLOW_CONSUMER: the answers were not read")
         elif self._protocol.close_code is not None:
             self._close(self._protocol.close_code, "")
-        return result
 
     def _on_binary(self, _: BinaryFrame) -> None:
         self._protocol.receive_binary(self._cell.now())
 
     def _on_piece(self, piece: Piece) -> None:
-        self._protocol.chunk(piece.key, piece.data, room=not self._outbox.congested)
+        self._protocol.chunk(piece.key, piece.data, room=not self._outbox.congested())
 
     def _on_advance(self, advance: Advance) -> None:
-        self._protocol.progress(advance.key, advance.fraction, advance.message, room=not self._outbox.congested)
+        self._protocol.progress(advance.key, advance.fraction, advance.message, room=not self._outbox.congested())
 
     def _on_began(self, began: Began) -> None:
         self._protocol.started(began.key, began.source)
@@ -307,7 +316,7 @@ class Connection(Actor):
         for scope, _timer in tuple(self._work.values()):
             scope.cancel(reason)
         # The answers of those scopes are in the mailbox before this message.
-        self._cell.tell(Leave())
+        self._cell.post(Envelope(Leave()), force=True)
 
     def _on_leave(self, _: Leave) -> None:
         self._close(1001, "the server is shutting down")
@@ -336,10 +345,10 @@ class Connection(Actor):
                     await self._outbox.drained()
         await self._socket.close(code, reason)
 
-    def on_failure(self, *_: Any) -> Awaitable[None]:
+    async def on_failure(self, *_: Any) -> None:
         """A fault of ours: the client is told with 1011, RFC 6455 section 7.4.1."""
-        self._end_work()
-        return self._socket.close(1011, "internal error")
+        await self._socket.close(1011, "internal error")
+        await self.on_stop()
 
     async def on_stop(self) -> None:
         """The client is gone: cancel what it asked for."""

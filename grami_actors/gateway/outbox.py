@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 class Outbox:
-    """A queue of encoded frames. The owner asks :attr:`congested` before it adds what may be dropped.
+    """A queue of encoded frames. The owner asks :meth:`congested` before it adds what may be dropped.
 
     Args:
         limit: bytes; above it the outbox is congested, above twice it overflowed.
@@ -23,15 +23,13 @@ class Outbox:
         self._waiter: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None
 
-    @property
     def congested(self) -> bool:
         """Whether the reader at the other end is slow: drop what may be dropped."""
         return self._size > self._limit
 
-    @property
-    def overflowed(self) -> bool:
-        """Whether the reader is too slow to be kept."""
-        return self._size > 2 * self._limit
+    def overflowed(self, held: int) -> bool:
+        """Whether the reader is too slow to be kept; ``held`` bytes wait elsewhere for their turn."""
+        return self._size + held > 2 * self._limit
 
     def add(self, frames: Iterable[bytes]) -> None:
         """Queue frames and wake the writer."""

@@ -3,8 +3,9 @@
 Rules:
 
 1. Bind one socket and read its port: port 0 with a name that has two addresses would open two ports.
-2. The reader of a connection never waits for anything but the next frame. When it did, the library would
-   stop reading, miss the client's pongs and close a healthy client.
+2. The reader of a connection waits for the next frame and for room in its own actor's mailbox, which never
+   waits itself; never for an agent. Otherwise the library would stop reading, miss the client's pongs and
+   close a healthy client.
 3. Nothing that a client does leaves here as a traceback.
 4. A browser page may connect only from an allowed Origin, and Host must name this machine or be allowed:
    otherwise any web page could talk to a server on localhost (cross-site hijacking, DNS rebinding).
@@ -31,6 +32,7 @@ from grami_actors.config import Config
 from grami_actors.errors import GramiError, MailboxFull
 from grami_actors.frames import Limits
 from grami_actors.gateway.connection import BinaryFrame, Connection, Drain, Shut, TextFrame
+from grami_actors.messages import Envelope
 from grami_actors.protocol import Catalog
 from grami_actors.system import ActorSystem
 from grami_actors.telemetry import ConnectionClosed as ClosedEvent
@@ -149,7 +151,7 @@ class Gateway:
     def _tell_all(self, message: Any) -> None:
         for ref in tuple(self._open.values()):
             with contextlib.suppress(GramiError):
-                ref.tell(message)
+                ref._cell.post(Envelope(message), force=True)
 
     # --- one client ---
 
@@ -171,7 +173,7 @@ class Gateway:
         try:
             async for frame in connection:
                 received += 1
-                ref.tell(TextFrame(frame) if isinstance(frame, str) else BinaryFrame())
+                await ref._cell.send(TextFrame(frame) if isinstance(frame, str) else BinaryFrame())
         except (ConnectionClosed, GramiError):
             # The client went away, or our actor for it is gone: both end here, in one line of log.
             pass

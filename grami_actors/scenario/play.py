@@ -13,8 +13,12 @@ import msgspec
 from grami_actors.client import Client, Frame, connect
 from grami_actors.errors import GramiError
 from grami_actors.manager import GrowthManager
-from grami_actors.messages import Message
+from grami_actors.messages import Message, ToolCall
+from grami_actors.model import Generate
 from grami_actors.telemetry import ActorFailed, ActorRestarted, Event, MessageHandled
+
+CONNECTION = "connection-"
+"""How the names of the actors of clients begin."""
 
 ScenarioFunction = Callable[["Play"], Coroutine[Any, Any, None]]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -128,7 +132,12 @@ class Play:
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, MessageHandled):
-            if event.actor != "router" and not event.actor.startswith("connection-"):
+            # What clients ask and get is told by the clients themselves.
+            if (
+                event.actor != "router"
+                and not event.actor.startswith(CONNECTION)
+                and not event.sender.startswith(CONNECTION)
+            ):
                 self._on_handled(event)
         elif isinstance(event, ActorFailed):
             self.say(event.actor, "", "failed", event.error, outcome="AGENT_CRASHED")
@@ -136,12 +145,15 @@ class Play:
             self.say(event.actor, "", "restarted", f"restart {event.restarts}")
 
     def _on_handled(self, event: MessageHandled) -> None:
-        asked = kind_of(event.message)
-        given = summary(event.message)
-        came = "" if event.result is None else f" ⇒ {summary(event.result)}"
-        text = f"{given}{came}"
-        who = event.sender or "somebody"
-        self.say(who, event.actor, asked, text, outcome=event.outcome, seconds=event.duration)
+        came = "" if event.result is None else f"⇒ {summary(event.result)}"
+        self.say(
+            event.sender or "somebody",
+            event.actor,
+            kind_of(event.message),
+            f"{shortened(asked(event.message))} {came}".strip(),
+            outcome=event.outcome,
+            seconds=event.duration,
+        )
 
 
 class PlayClient:
@@ -158,9 +170,9 @@ class PlayClient:
         try:
             data = await self._connection.request(message, **fields)
         except GramiError as error:
-            self._answered(message, began, error.message, error.error_code)
+            self._answered(began, error.message, error.error_code)
             raise
-        self._answered(message, began, summary(data), "ok")
+        self._answered(began, summary(data), "ok")
         return data
 
     async def stream(self, message: Message | str, /, **fields: Any) -> AsyncIterator[Frame]:
@@ -171,10 +183,10 @@ class PlayClient:
             async for frame in self._connection.stream(message, **fields):
                 seen |= self._show(frame)
                 if frame.type == "response":
-                    self._answered(message, began, summary(frame.data), "ok")
+                    self._answered(began, summary(frame.data), "ok")
                 yield frame
         except GramiError as error:
-            self._answered(message, began, error.message, error.error_code)
+            self._answered(began, error.message, error.error_code)
             raise
         finally:
             for key in seen:
@@ -198,9 +210,9 @@ class PlayClient:
         self._play.say(self.name, "growth manager", kind_of(message), text)
         return time.perf_counter()
 
-    def _answered(self, message: Message | str, began: float, text: str, outcome: str) -> None:
+    def _answered(self, began: float, text: str, outcome: str) -> None:
         seconds = time.perf_counter() - began
-        self._play.say("growth manager", self.name, kind_of(message), text, outcome=outcome, seconds=seconds)
+        self._play.say("growth manager", self.name, "answer", text, outcome=outcome, seconds=seconds)
 
 
 def kind_of(message: Any) -> str:
@@ -208,6 +220,20 @@ def kind_of(message: Any) -> str:
     if isinstance(message, str):
         return message
     return str(message.__struct_config__.tag) if isinstance(message, Message) else type(message).__name__
+
+
+def asked(message: Any) -> str:
+    """What a message asks for, without what is in every message of its kind."""
+    if isinstance(message, Generate):
+        return "…" + message.prompt.canonical.rstrip().rpartition("\n")[2]
+    if isinstance(message, ToolCall):
+        return ", ".join(shortened(summary(value), 24) for value in message.arguments.values())
+    return summary(message)
+
+
+def shortened(text: str, length: int = 56) -> str:
+    """The text, cut to a length in characters."""
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
 def summary(value: Any) -> str:
@@ -218,7 +244,7 @@ def summary(value: Any) -> str:
         parts = [f"{name}={summary(each)}" for name, each in value.items() if each not in (None, "", [], (), {})]
         return ", ".join(parts)
     if isinstance(value, (list, tuple)):
-        return " ".join(summary(each) for each in value)
+        return " | ".join(summary(each) for each in value)
     return " ".join(str(value).split())
 
 

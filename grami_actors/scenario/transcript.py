@@ -113,10 +113,8 @@ class Transcript:
         if line.outcome not in {"", "ok"}:
             row.append(f"{line.outcome} ", style="bold red")
         end = "" if line.seconds is None else f"  {_duration(line.seconds)}"
-        room = self._console.width - row.cell_len - len(end) - 1
-        text = Text(line.text, overflow="ellipsis", no_wrap=True)
-        if self._console.is_terminal:
-            text.truncate(max(8, room), overflow="ellipsis")
+        text = Text(line.text)
+        text.truncate(max(8, self._console.width - row.cell_len - len(end)), overflow="ellipsis")
         row.append_text(text)
         row.append(end, style="dim")
         return row
