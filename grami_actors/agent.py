@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args
 
 from grami_actors.actor import Actor
+from grami_actors.cell import LaneName
 from grami_actors.errors import GramiError
 from grami_actors.future import Future, Stream
+from grami_actors.mailbox import Overflow
 from grami_actors.messages import Message, ToolCall, snake_case
 from grami_actors.model import Generate, Prompt
 
@@ -71,15 +73,19 @@ class Agent(Actor):
         super().__init_subclass__()
         for option, value in options.items():
             if option not in _OPTIONS:
-                raise TypeError(f"{cls.__name__}: unknown option {option!r}; known are {', '.join(_OPTIONS)}")
+                known = ", ".join((*_OPTIONS, "name", "instances", "subscribes"))
+                raise TypeError(f"{cls.__name__}: unknown option {option!r}; known are {known}")
             setattr(cls, option, value)
+        _check_options(cls)
         if instances is not None:
             if instances < 1:
                 raise ValueError(f"{cls.__name__}: an agent has at least one instance, not {instances}")
             cls.instances = instances
         cls.agent_name = name or snake_case(cls.__name__)
         cls.subscribes = cls.subscribes if subscribes is None else subscribes
-        cls.handlers = {**cls.handlers, **_handlers(cls)}
+        cls.handlers = {}
+        for base in reversed(cls.__mro__):
+            cls.handlers |= _handlers(base)
 
     def on_receive(self, message: Any) -> Any:
         """Call the handler of the message's type."""
@@ -88,25 +94,32 @@ class Agent(Actor):
             raise GramiError(f"{self.name} does not handle {type(message).__name__}", code="UNKNOWN_TYPE")
         return getattr(self, method)(message)
 
-    def call(self, tool: Any, /, *, timeout: float | None = None, **arguments: Any) -> Future[Any]:
+    def call(self, tool: Any, /, **arguments: Any) -> Future[Any]:
         """Call a tool and get the future of its result: ``await self.call(hashtags, niche="tech")``.
 
         Args:
             tool: the tool, or its name.
-            timeout: seconds, besides the tool's own time limit.
             arguments: by keyword, checked against the tool's signature.
 
         The future raises ToolExecutionFailed, ToolTimeout, or what :meth:`ask` raises.
         """
         name = tool if isinstance(tool, str) else tool.name
-        return self.ask(f"tool:{name}", ToolCall(arguments), timeout=timeout)
+        return self.ask(f"tool:{name}", ToolCall(arguments))
 
     def generate(self, prompt: Prompt | str, *, timeout: float | None = None) -> Stream[str]:
         """Let the swarm's language model write: iterate over the pieces, or await the whole text."""
         return self.stream(MODEL, Generate(Prompt(text=prompt) if isinstance(prompt, str) else prompt), timeout=timeout)
 
 
-def _handlers(cls: type[Agent]) -> dict[type[Message], str]:
+def _check_options(cls: type[Agent]) -> None:
+    if cls.lane not in get_args(LaneName) or cls.overflow not in get_args(Overflow):
+        wrong, known = (cls.overflow, Overflow) if cls.lane in get_args(LaneName) else (cls.lane, LaneName)
+        raise ValueError(f"{cls.__name__}: {wrong!r} is none of {', '.join(get_args(known))}")
+    if cls.mailbox < 1 or cls.concurrency < 1:
+        raise ValueError(f"{cls.__name__}: mailbox and concurrency are at least 1")
+
+
+def _handlers(cls: type) -> dict[type[Message], str]:
     found: dict[type[Message], str] = {}
     for attribute, method in vars(cls).items():
         for kind in getattr(method, "__grami_handles__", ()):

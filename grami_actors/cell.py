@@ -17,8 +17,6 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import inspect
 import math
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
@@ -35,7 +33,7 @@ from grami_actors.errors import (
     MailboxFull,
     WouldDeadlock,
 )
-from grami_actors.future import Delivery, Future, Party, Stream, Waiting, current, current_scope, describe
+from grami_actors.future import Delivery, Future, Party, Stream, Waiting, current, current_scope, describe, interrupter
 from grami_actors.mailbox import CAPACITY, Closed, Mailbox, Overflow
 from grami_actors.messages import Envelope, Scope
 from grami_actors.restarts import RestartPolicy
@@ -43,6 +41,9 @@ from grami_actors.telemetry import Bus, DeadLetter, MessageHandled, MessageSent
 
 LaneName = Literal["loop", "thread"]
 A = TypeVar("A", bound=pykka.Actor)
+
+CONNECTION = "connection-"
+"""How the names of the actors of clients begin; no agent's name does."""
 
 ASK_TIMEOUT = 30.0
 """Seconds an ask waits that names no limit and belongs to no request; within one, its deadline is the limit."""
@@ -342,7 +343,7 @@ class Cell:
             return None
         finally:
             current.reset(token)
-        if inspect.isawaitable(result):
+        if hasattr(type(result), "__await__"):  # several times cheaper than inspect.isawaitable
             return self._drive(delivery, result)
         self.finish(delivery, result, None)
         return None
@@ -350,7 +351,7 @@ class Cell:
     async def _drive(self, delivery: Delivery, result: Awaitable[Any]) -> None:
         current.set(delivery)
         scope = delivery.envelope.scope
-        interrupt = _interrupter() if scope is not None else None
+        interrupt = interrupter() if scope is not None else None
         try:
             if scope is not None and interrupt is not None:
                 scope.on_cancel(interrupt)
@@ -410,22 +411,6 @@ class Cell:
                 result=value,
             )
         )
-
-
-def _interrupter() -> Callable[[GramiError], None]:
-    """A function that cancels the task it was made in, from any thread."""
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-
-    def interrupt(_: GramiError) -> None:
-        if task is None:
-            return
-        if asyncio._get_running_loop() is loop:
-            task.cancel()
-        else:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nothing is left to cancel
-                loop.call_soon_threadsafe(task.cancel)
-
-    return interrupt
 
 
 def sender() -> str:

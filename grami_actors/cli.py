@@ -9,17 +9,19 @@ import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import msgspec
 import typer
 from loguru import logger
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from grami_actors.client import Frame, connect
 from grami_actors.config import Config, load
-from grami_actors.errors import GramiError
+from grami_actors.errors import ConfigError, GramiError, ServerNotFound
+from grami_actors.future import describe as describe_error
 from grami_actors.manager import GrowthManager, package_version
 from grami_actors.scenario import script as scripts
 from grami_actors.scenario.play import Result, summary
@@ -40,10 +42,8 @@ err = Console(stderr=True)
 INTERRUPTED = 130
 """The exit code of a program that Ctrl-C ended: 128 + SIGINT."""
 
-PIPE_WIDTH = 140
-
 Url = Annotated[
-    str | None, typer.Option("--url", help="Where the server is. [default: GRAMI_URL, GRAMI_PORT, state file]")
+    str | None, typer.Option("--url", help="Where the server is. (default: GRAMI_URL, GRAMI_PORT, the state file)")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 LogLevel = Annotated[str, typer.Option("--log-level", envvar="GRAMI_LOG_LEVEL", help="DEBUG, INFO, WARNING or ERROR.")]
@@ -56,11 +56,21 @@ def main() -> None:
     try:
         app()
     except GramiError as error:
-        err.print(f"[bold red]error[/bold red] {error.error_code}: ", end="", highlight=False)
-        err.print(error.message, markup=False, highlight=False, soft_wrap=True)
-        sys.exit(1)
+        # What went wrong on this side has no code: it never was on the wire.
+        local = isinstance(error, (ConfigError, ServerNotFound))
+        _complain("" if local else f" {error.error_code}", error.message)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except Exception as error:
+        if os.environ.get("GRAMI_LOG_LEVEL", "").upper() == "DEBUG":
+            raise
+        _complain("", f"{describe_error(error)} (GRAMI_LOG_LEVEL=DEBUG shows where)")
+
+
+def _complain(code: str, text: str) -> NoReturn:
+    err.print(f"[bold red]error[/bold red]{code}: ", end="", highlight=False)
+    err.print(text, markup=False, highlight=False, soft_wrap=True)
+    sys.exit(1)
 
 
 def _go(work: Coroutine[Any, Any, int]) -> None:
@@ -91,11 +101,12 @@ async def _until_signalled(work: Coroutine[Any, Any, int]) -> int:
         with contextlib.suppress(NotImplementedError):  # no signal handlers on this platform's loop
             loop.add_signal_handler(number, stop, number)
     try:
-        return await task
+        code = await task
     except asyncio.CancelledError:
         if not received:
             raise
-        return 128 + received[0]
+        code = 0
+    return 128 + received[0] if received else code
 
 
 @app.callback(invoke_without_command=True)
@@ -113,8 +124,8 @@ def _options(
 @app.command()
 def serve(
     file: File,
-    host: Annotated[str | None, typer.Option(help="Address to bind. [default: 127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. [default: 0]", min=0, max=65535)] = None,
+    host: Annotated[str | None, typer.Option(help="Address to bind. (default: 127.0.0.1)")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. (default: 0)", min=0, max=65535)] = None,
     allow_origin: Annotated[
         list[str] | None, typer.Option(help="A web origin whose pages may connect. Repeat for more.")
     ] = None,
@@ -146,16 +157,14 @@ async def _serve(script: scripts.Script, config: Config) -> int:
         logger.warning(
             "{} names another running server (process {}); clients will find this one now", config.state_dir, other.pid
         )
-    try:
-        async with manager:
-            line = {"event": "listening", "url": manager.url, "port": manager.port, "pid": os.getpid()}
-            sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
-            sys.stdout.flush()
+    async with manager:
+        line = {"event": "listening", "url": manager.url, "port": manager.port, "pid": os.getpid()}
+        sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
+        sys.stdout.flush()
+        with contextlib.suppress(asyncio.CancelledError):
             await asyncio.get_running_loop().create_future()
-    except OSError as error:
-        raise GramiError(f"cannot listen on {config.host}:{config.port}: {error.strerror or error}") from error
-    finally:
-        logger.info("stopped")
+        logger.info("stopping")
+    logger.info("stopped")
     return 0
 
 
@@ -177,6 +186,8 @@ def run(
     """Play the scenarios of a file: real clients, a real WebSocket, a live transcript.
 
     The exit code is 1 when a check fails.
+
+    For example: grami run scenarios/content_swarm.py three_clients_at_once
     """
     if log_level is not None:
         _set_log_level(log_level)
@@ -188,9 +199,7 @@ def run(
 async def _run(script: scripts.Script, names: list[str], *, as_json: bool, log: bool) -> int:
     # A scenario's server is its own: a fixed port or state directory of the environment is not for it.
     config = msgspec.structs.replace(load(), port=0)
-    # A pipe or file has no width of its own; lines are cut to one that people can read.
-    stream = sys.stderr if as_json else sys.stdout
-    console = Console(file=stream, width=None if stream.isatty() else PIPE_WIDTH)
+    console = err if as_json else out
     with Transcript(console) as transcript:
 
         def watch(event: Any) -> None:
@@ -259,6 +268,7 @@ async def _send(url: str | None, request: dict[str, Any], *, stream: bool, as_js
                 else:
                     _show_frame(frame, writing)
         if not as_json:
+            sys.stderr.write("\n" * (bool(writing.last) and not err.is_terminal))
             _print_data(frame.data, as_json=False)
     return 0
 
@@ -270,7 +280,11 @@ def _show_frame(frame: Frame, writing: Writing) -> None:
         err.print(f"{frame.progress or 0:4.0%}  {frame.message}", style="dim", markup=False, highlight=False)
     elif frame.type == "response.chunk":
         part = frame.data if isinstance(frame.data, dict) else {"text": frame.data}
-        writing.add(str(part.get("from", "answer")), str(part.get("text", "")))
+        who, text = str(part.get("from", "answer")), str(part.get("text", ""))
+        writing.add(who, text)
+        if not err.is_terminal:
+            sys.stderr.write(text if writing.last in {"", who} else f"\n{who}: {text}")
+        writing.last = who
 
 
 def _print_data(data: Any, *, as_json: bool) -> None:
@@ -321,10 +335,23 @@ def _parameters(schema: dict[str, Any], without: str = "") -> str:
     parts = []
     for name, field in target.get("properties", {}).items():
         if name != without:
-            kind = field.get("type") or field.get("$ref", "any").rpartition("/")[2]
             default = f" = {summary(field['default'])}" if "default" in field else ""
-            parts.append(f"{name}: {kind}{default}")
+            parts.append(f"{name}: {_kind(field, schema.get('$defs', {}))}{default}")
     return ", ".join(parts)
+
+
+def _kind(field: dict[str, Any], named: dict[str, Any]) -> str:
+    """What a field may hold, in a word or a few."""
+    if "$ref" in field:
+        name = field["$ref"].rpartition("/")[2]
+        return _kind(named[name], named) if "enum" in named.get(name, {}) else name
+    if "enum" in field:
+        return " | ".join(str(value) for value in field["enum"])
+    if "anyOf" in field:
+        return " | ".join(_kind(each, named) for each in field["anyOf"])
+    if field.get("type") == "array" and isinstance(field.get("items"), dict):
+        return f"array of {_kind(field['items'], named)}"
+    return str(field.get("type", "any"))
 
 
 def _table(title: str, headings: tuple[str, ...], rows: list[tuple[str, str, str]]) -> None:
@@ -334,6 +361,6 @@ def _table(title: str, headings: tuple[str, ...], rows: list[tuple[str, str, str
     for heading in headings:
         table.add_column(heading)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     out.print()
     out.print(table)

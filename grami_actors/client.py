@@ -27,14 +27,14 @@ from websockets.asyncio.client import connect as websocket_connect
 from websockets.exceptions import InvalidHandshake, InvalidURI, WebSocketException
 
 from grami_actors.discovery import find_server
-from grami_actors.errors import Cancelled, ConnectionLost, GramiError, ServerNotFound, error_from_code
+from grami_actors.errors import ConnectionLost, DeadlineExceeded, GramiError, ServerNotFound, error_from_code
 from grami_actors.messages import Message
 
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 10.0
 
 
-class Frame(msgspec.Struct):
+class Frame(msgspec.Struct, omit_defaults=True):
     """A frame from the server (docs/protocol.md, section 3). Fields that it does not have are ``None``."""
 
     type: str = ""
@@ -80,6 +80,7 @@ class Client:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._fail(ConnectionLost("the client was closed before the answer came; the outcome is unknown"))
         if self._runner is not None:
             self._runner.cancel()
             await asyncio.wait((self._runner,))
@@ -109,10 +110,8 @@ class Client:
             GramiError: what the server answered, with its ``error_code``; ConnectionLost when the connection
                 ended before the answer. Cancelling the call cancels the request on the server.
         """
-        async for frame in self._frames(message, fields, to, timeout, streamed=False):
-            if frame.type == "response":
-                return frame.data
-        raise ConnectionLost("the connection ended before the answer came")
+        async with contextlib.aclosing(self._frames(message, fields, to, timeout, streamed=False)) as frames:
+            return [frame async for frame in frames][-1].data
 
     async def stream(
         self,
@@ -138,8 +137,7 @@ class Client:
 
     async def ping(self) -> None:
         """Ask the server for a sign of life. Raises ConnectionLost."""
-        async for _ in self._frames("ping", {}, None, None, streamed=False):
-            return
+        await self.request("ping")
 
     async def _frames(
         self, message: Message | str, fields: dict[str, Any], to: str | None, timeout: float | None, *, streamed: bool
@@ -154,14 +152,17 @@ class Client:
         self._waiting[request_id] = inbox
         answered = False
         try:
-            await self._send(request)
+            async with asyncio.timeout(timeout):
+                await self._send(request)
             while not answered:
                 frame = await inbox.get()
-                answered = isinstance(frame, GramiError) or frame.type in {"response", "pong"}
+                answered = isinstance(frame, GramiError) or not frame.type.startswith("response.")
                 yield _raised(frame)
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed before there was a server to send to") from None
         finally:
             self._waiting.pop(request_id, None)
-            if not answered:
+            if not answered and self._failure is None and self._connected.is_set():
                 await self._cancel(request_id)
 
     async def _cancel(self, request_id: str) -> None:
@@ -194,7 +195,7 @@ class Client:
                 socket = await websocket_connect(
                     self.url, open_timeout=self._open_timeout, compression=None, max_size=None, proxy=None
                 )
-            except (OSError, TimeoutError, InvalidHandshake, InvalidURI, ServerNotFound) as error:
+            except (OSError, ValueError, InvalidHandshake, InvalidURI, ServerNotFound) as error:
                 if deadline is None or loop.time() + delay > deadline:
                     raise _unreachable(self.url, error) from None
             else:
@@ -219,17 +220,23 @@ class Client:
             try:
                 self._socket = await self._open(deadline=loop.time() + self._retry_for)
             except GramiError as error:
-                self._failure = error
-                self._connected.set()
-                self._lose(error)
+                self._fail(error)
                 return
 
     def _deliver(self, data: str | bytes) -> None:
-        with contextlib.suppress(msgspec.MsgspecError):
+        # A frame that cannot be read must not end the reader; RecursionError is no MsgspecError.
+        with contextlib.suppress(msgspec.MsgspecError, ValueError, RecursionError):
             frame = _DECODER.decode(data)
             inbox = self._waiting.get(str(frame.id))
             if inbox is not None:
                 inbox.put_nowait(frame)
+
+    def _fail(self, error: GramiError) -> None:
+        """End all requests, those of the future too."""
+        if self._failure is None:
+            self._failure = error
+        self._connected.set()
+        self._lose(error)
 
     def _lose(self, error: GramiError) -> None:
         for inbox in self._waiting.values():
@@ -264,6 +271,3 @@ def connect(url: str | None = None, *, retry_for: float = 30.0, open_timeout: fl
         ServerNotFound: no server was found, or none answers.
     """
     return Client(url, retry_for=retry_for, open_timeout=open_timeout)
-
-
-__all__ = ["Cancelled", "Client", "Frame", "connect"]

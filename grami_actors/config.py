@@ -6,7 +6,7 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -37,19 +37,19 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     host: str = "127.0.0.1"
-    port: int = 0
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
     allowed_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     state_dir: Path = Path(".grami")
-    max_message_bytes: int = 1_048_576
-    max_inflight: int = 64
-    max_requests: int = 20_000
-    max_connections: int = 10_000
-    outbox_bytes: int = 1_048_576
-    request_timeout_ms: int = 60_000
-    max_timeout_ms: int = 600_000
-    drain_timeout: float = 10.0
-    threads: int = 64
+    max_message_bytes: Annotated[int, msgspec.Meta(ge=1)] = 1_048_576
+    max_inflight: Annotated[int, msgspec.Meta(ge=1)] = 64
+    max_requests: Annotated[int, msgspec.Meta(ge=1)] = 20_000
+    max_connections: Annotated[int, msgspec.Meta(ge=1)] = 10_000
+    outbox_bytes: Annotated[int, msgspec.Meta(ge=1)] = 1_048_576
+    request_timeout_ms: Annotated[int, msgspec.Meta(ge=1)] = 60_000
+    max_timeout_ms: Annotated[int, msgspec.Meta(ge=1)] = 600_000
+    drain_timeout: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 10.0
+    threads: Annotated[int, msgspec.Meta(ge=0)] = 64
 
 
 # Written by a server for its children, or read by clients: not settings of a server.

@@ -7,6 +7,7 @@ crash the file stays; it is recognised as stale because the process it names is 
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ import msgspec
 
 from grami_actors.errors import ServerNotFound
 
+HIGHEST_PORT = 65_535
 STATE_FILE = "growth-manager.json"
 STATE_DIR = ".grami"
 
@@ -63,14 +65,13 @@ def read_state(directory: Path) -> ServerState | None:
     """What the state file says; ``None`` if there is none, or it cannot be read as one."""
     try:
         return msgspec.json.decode((directory / STATE_FILE).read_bytes(), type=ServerState)
-    except (OSError, msgspec.MsgspecError, ValueError):
+    except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
         return None
 
 
-def remove_state(directory: Path, pid: int) -> None:
-    """Remove the state file if it is this process's own."""
-    state = read_state(directory)
-    if state is not None and state.pid == pid:
+def remove_state(directory: Path, own: ServerState) -> None:
+    """Remove the state file if it still names this server."""
+    if read_state(directory) == own:
         (directory / STATE_FILE).unlink(missing_ok=True)
 
 
@@ -90,15 +91,16 @@ def find_server(url: str | None = None, environ: Mapping[str, str] | None = None
         return environ["GRAMI_URL"]
     port = environ.get("GRAMI_PORT")
     if port:
-        if not port.isdigit():
+        if not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) <= HIGHEST_PORT:
             raise ServerNotFound(f"GRAMI_PORT is {port!r}, which is not a port number")
         return f"ws://127.0.0.1:{port}/ws"
     directory = Path(environ.get("GRAMI_STATE_DIR") or STATE_DIR)
     state = read_state(directory)
     if state is None:
+        flaw = "is not a state file" if (directory / STATE_FILE).exists() else "does not exist"
         raise ServerNotFound(
             f"no Growth Manager found: GRAMI_URL and GRAMI_PORT are not set, and {directory / STATE_FILE} "
-            "does not exist; start one with `grami serve FILE`, or give its address"
+            f"{flaw}; start one with `grami serve FILE`, or give its address"
         )
     if not state.alive:
         raise ServerNotFound(

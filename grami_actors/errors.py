@@ -45,6 +45,7 @@ class ErrorCode(StrEnum):
     UNSUPPORTED_VERSION = "UNSUPPORTED_VERSION"
     UNSUPPORTED_FEATURE = "UNSUPPORTED_FEATURE"
     DUPLICATE_ID = "DUPLICATE_ID"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
     DESTINATION_NOT_FOUND = "DESTINATION_NOT_FOUND"
     AGENT_UNAVAILABLE = "AGENT_UNAVAILABLE"
     AGENT_CRASHED = "AGENT_CRASHED"
@@ -55,8 +56,10 @@ class ErrorCode(StrEnum):
     UPSTREAM_RATE_LIMITED = "UPSTREAM_RATE_LIMITED"
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
     CANCELLED = "CANCELLED"
+    RATE_LIMITED = "RATE_LIMITED"
     TOO_MANY_INFLIGHT = "TOO_MANY_INFLIGHT"
     RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
+    QUOTA_EXCEEDED = "QUOTA_EXCEEDED"
     SHUTTING_DOWN = "SHUTTING_DOWN"
     INTERNAL_ERROR = "INTERNAL_ERROR"
 
@@ -69,6 +72,7 @@ RETRYABLE: frozenset[str] = frozenset(
         ErrorCode.UPSTREAM_ERROR,
         ErrorCode.UPSTREAM_RATE_LIMITED,
         ErrorCode.DEADLINE_EXCEEDED,
+        ErrorCode.RATE_LIMITED,
         ErrorCode.TOO_MANY_INFLIGHT,
         ErrorCode.RESOURCE_EXHAUSTED,
         ErrorCode.SHUTTING_DOWN,
@@ -116,7 +120,10 @@ class GramiError(Exception):
 
 
 class Reject(GramiError):
-    """Raised by a handler to answer its caller with an error; the actor goes on unharmed."""
+    """Raised by a handler to answer its caller with an error; the actor goes on unharmed.
+
+    The code is one of :class:`ErrorCode`; over the wire any other becomes AGENT_EXECUTION_FAILED.
+    """
 
     error_code = ErrorCode.AGENT_EXECUTION_FAILED
 

@@ -92,6 +92,7 @@ class Future(pykka.Future[T]):
         self._scope: Scope | None = None
         self._target: Party | None = None
         self._inside = False
+        self._sources: tuple[Any, ...] = ()
 
     def bind(self, target: Party, scope: Scope, *, inside: bool) -> None:
         """Say who is asked. ``inside``: an actor asks, so a foreign exception is wrapped as a GramiError."""
@@ -145,9 +146,9 @@ class Future(pykka.Future[T]):
         reason = reason or Cancelled("the caller stopped waiting")
         if self._outcome is not None:
             return False
-        if self._scope is None:
-            return self._settle(None, reason)
-        self._scope.cancel(reason)  # settles this future too, by its callback
+        if self._scope is not None:
+            self._scope.cancel(reason)  # settles this future too, by its callback
+        self._settle(None, reason)  # unless the scope was being cancelled already, and has not come to it
         return self._outcome is not None and self._outcome[1] is reason
 
     def _result(self) -> T:
@@ -193,28 +194,69 @@ class Future(pykka.Future[T]):
 
     def _block(self, timeout: float | None) -> None:
         arrived = threading.Event()
+        if not self._add_waiter(arrived.set):
+            return
+        remaining = self._remaining()
+        try:
+            with _waiting_for(self._target):
+                if remaining is None or (timeout is not None and timeout < remaining):
+                    if not arrived.wait(timeout):
+                        raise pykka.Timeout(f"{timeout} seconds")
+                elif not arrived.wait(remaining):
+                    self._expire()
+        finally:
+            self._remove_waiter(arrived.set)
+
+    def _add_waiter(self, wake: Callable[[], None]) -> bool:
+        """Have ``wake`` called when the answer comes; ``False`` if it is there."""
         with self._lock:
             if self._outcome is not None:
-                return
-            self._waiters = [*(self._waiters or ()), arrived.set]
-        remaining = self._remaining()
-        with _waiting_for(self._target):
-            if remaining is None or (timeout is not None and timeout < remaining):
-                if not arrived.wait(timeout):
-                    raise pykka.Timeout(f"{timeout} seconds")
-            elif not arrived.wait(remaining):
-                self._expire()
+                return False
+            self._waiters = [*(self._waiters or ()), wake]
+            return True
+
+    def _remove_waiter(self, wake: Callable[[], None]) -> None:
+        with self._lock:
+            if self._waiters is not None:
+                self._waiters = [each for each in self._waiters if each != wake]
 
     def __await__(self) -> Generator[Any, None, T]:
         if self._get_hook is not None:
-            # map, filter and join are evaluated by blocking gets, which must not happen on the loop.
-            loop = asyncio.get_running_loop()
-            return (yield from loop.run_in_executor(None, self.get).__await__())
+            return (yield from self._evaluate().__await__())
         if self._outcome is None:
             yield from self._wait().__await__()
         return self._result()
 
     __iter__ = __await__
+
+    async def _evaluate(self) -> T:
+        """The value of a future made by map, filter, join or reduce, without a blocking wait on the loop."""
+        for source in self._sources:
+            if not isinstance(source, Future):  # another library's future can only be waited for in a thread
+                await asyncio.get_running_loop().run_in_executor(None, source.get)
+            else:
+                await source
+        return super().get()
+
+    def _derived(self, future: Any, *others: Any) -> Any:
+        future._sources = (self, *others)  # noqa: SLF001 - it was made a line ago
+        return future
+
+    def map(self, func: Callable[[T], Any]) -> Any:
+        """Pykka's ``map``; its result can be awaited too."""
+        return self._derived(super().map(func))
+
+    def filter(self, func: Callable[[Any], bool]) -> Any:
+        """Pykka's ``filter``; its result can be awaited too."""
+        return self._derived(pykka.Future.filter(self, func))  # type: ignore[arg-type]
+
+    def reduce(self, func: Callable[..., Any], *args: Any) -> Any:
+        """Pykka's ``reduce``; its result can be awaited too."""
+        return self._derived(pykka.Future.reduce(self, func, *args))  # type: ignore[arg-type]
+
+    def join(self, *futures: Any) -> Any:
+        """Pykka's ``join``; its result can be awaited too."""
+        return self._derived(super().join(*futures), *futures)
 
     async def _wait(self) -> None:
         loop = asyncio.get_running_loop()
@@ -227,10 +269,8 @@ class Future(pykka.Future[T]):
                 with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                     loop.call_soon_threadsafe(_release, arrived)
 
-        with self._lock:
-            if self._outcome is not None:
-                return
-            self._waiters = [*(self._waiters or ()), wake]
+        if not self._add_waiter(wake):
+            return
         remaining = self._remaining()
         timer = None if remaining is None else loop.call_later(remaining, self._expire)
         try:
@@ -283,16 +323,17 @@ class Stream(Future[T]):
                 loop.call_soon_threadsafe(more.set)
 
         self._arrived = wake
-        with self._lock:
-            if self._outcome is None:
-                self._waiters = [*(self._waiters or ()), wake]
+        self._add_waiter(wake)
         remaining = self._remaining()
         timer = None if remaining is None else loop.call_later(remaining, self._expire)
         try:
-            while self._chunks or self._outcome is None:
+            ended = False
+            while not ended:
+                # Looked at before the chunks: the last one comes before the end.
+                ended = self._outcome is not None
                 while self._chunks:
                     yield self._chunks.popleft()
-                if self._outcome is None:
+                if not ended:
                     with _waiting_for(self._target):
                         await more.wait()
                     more.clear()
@@ -366,6 +407,22 @@ def _path(start: Party, goal: Party) -> list[Party] | None:
 def _release(arrived: asyncio.Future[None]) -> None:
     if not arrived.done():
         arrived.set_result(None)
+
+
+def interrupter() -> Callable[[GramiError], None]:
+    """A function that cancels the task it was made in, from any thread."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+    def interrupt(_: GramiError) -> None:
+        if task is None:
+            return
+        if asyncio._get_running_loop() is loop:
+            task.cancel()
+        else:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nothing is left to cancel
+                loop.call_soon_threadsafe(task.cancel)
+
+    return interrupt
 
 
 def describe(error: BaseException) -> str:

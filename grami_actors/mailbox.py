@@ -147,9 +147,9 @@ class Mailbox:
     def withdraw(self, envelope: Envelope) -> bool:
         """Take a parked envelope back; ``False`` if it was admitted or never parked."""
         with self._lock:
-            for entry in self._parked:
-                if entry[0] is envelope:
-                    self._parked.remove(entry)
+            for place, (parked, _) in enumerate(self._parked):
+                if parked is envelope:
+                    del self._parked[place]
                     return True
         return False
 

@@ -9,10 +9,15 @@ from typing import Self
 
 from grami_actors.config import Config
 from grami_actors.discovery import ServerState, read_state, remove_state, write_state
+from grami_actors.errors import ConfigError
 from grami_actors.gateway.server import Gateway
 from grami_actors.swarm import Swarm
 from grami_actors.system import ActorSystem
 from grami_actors.telemetry import Metrics
+
+VARIABLE = "GRAMI_PORT"
+_PUBLISHED: list[str | None] = []
+"""What GRAMI_PORT was before, and the ports of this process's servers: as global as the variable itself."""
 
 
 def package_version() -> str:
@@ -40,6 +45,10 @@ class GrowthManager:
         config: the settings.
         publish: whether to write the state file and ``GRAMI_PORT``.
         system: the system to run in, not yet entered; made if not given.
+
+    Raises (on entering):
+        ConfigError: the address cannot be bound, or the state directory not written.
+        StartFailed: an agent, a tool or the model could not start.
     """
 
     def __init__(
@@ -52,7 +61,7 @@ class GrowthManager:
         self.port = 0
         self.url = ""
         self._publish = publish
-        self._previous_port: str | None = None
+        self._state: ServerState | None = None
         self._gateway: Gateway | None = None
 
     async def __aenter__(self) -> Self:
@@ -61,7 +70,7 @@ class GrowthManager:
         try:
             await self.swarm.start(self.system)
             self._gateway = gateway = Gateway(self.system, catalog, self.config, self.metrics.text, package_version())
-            self.port = await gateway.open()
+            self.port = await self._open(gateway)
             self.url = gateway.url(self.port)
             if self._publish:
                 self._announce()
@@ -75,6 +84,13 @@ class GrowthManager:
     ) -> None:
         await self.close()
 
+    async def _open(self, gateway: Gateway) -> int:
+        try:
+            return await gateway.open()
+        except OSError as error:
+            where = f"{self.config.host}:{self.config.port}"
+            raise ConfigError(f"cannot listen on {where}: {error.strerror or error}") from error
+
     @property
     def replaces(self) -> ServerState | None:
         """A server that runs now and is named by the state file that this one would overwrite."""
@@ -82,18 +98,33 @@ class GrowthManager:
         return state if state is not None and state.alive and state.pid != os.getpid() else None
 
     def _announce(self) -> None:
-        self._previous_port = os.environ.get("GRAMI_PORT")
-        os.environ["GRAMI_PORT"] = str(self.port)
-        write_state(self.config.state_dir, ServerState(self.url, self.port, os.getpid()))
+        self._state = state = ServerState(self.url, self.port, os.getpid())
+        try:
+            write_state(self.config.state_dir, state)
+        except OSError as error:
+            self._state = None
+            raise ConfigError(f"the state directory {self.config.state_dir} cannot be written: {error}") from error
+        if not _PUBLISHED:
+            _PUBLISHED.append(os.environ.get(VARIABLE))
+        _PUBLISHED.append(str(self.port))
+        os.environ[VARIABLE] = str(self.port)
+
+    def _withdraw(self, state: ServerState) -> None:
+        remove_state(self.config.state_dir, state)
+        _PUBLISHED.remove(str(state.port))
+        last = _PUBLISHED[-1]
+        if len(_PUBLISHED) == 1:
+            _PUBLISHED.clear()
+        if last is None:
+            os.environ.pop(VARIABLE, None)
+        else:
+            os.environ[VARIABLE] = last
 
     async def close(self) -> None:
         """Stop serving; see the class."""
-        if self._publish and self.port:
-            remove_state(self.config.state_dir, os.getpid())
-            if self._previous_port is None:
-                os.environ.pop("GRAMI_PORT", None)
-            else:
-                os.environ["GRAMI_PORT"] = self._previous_port
+        if self._state is not None:
+            state, self._state = self._state, None
+            self._withdraw(state)
         if self._gateway is not None:
             await self._gateway.close()
         await self.system.close()

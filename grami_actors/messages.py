@@ -23,6 +23,9 @@ REQUEST_FIELDS = frozenset({"type", "id", "to", "stream", "background", "timeout
 CONTROL_TYPES = frozenset({"hello", "auth", "cancel", "ping", "describe", "subscribe", "unsubscribe", "publish"})
 """Message types that the gateway itself answers (docs/protocol.md, section 4)."""
 
+LONGEST_NAME = 128
+"""Characters of a message type, or of an id, at most."""
+
 RESERVED_PREFIXES = ("response", "job.", "admin.", "grami.")
 
 
@@ -37,8 +40,15 @@ class _MessageMeta(msgspec.StructMeta):
         tag = cls.__struct_config__.tag
         if bases == (msgspec.Struct,):
             return cls
-        if not isinstance(tag, str):
-            raise TypeError(f"{name}: the tag of a message type is a string, not {tag!r}")
+        if not isinstance(tag, str) or not 0 < len(tag) <= LONGEST_NAME:
+            raise TypeError(
+                f"{name}: the tag of a message type is a string of 1 to {LONGEST_NAME} characters, not {tag!r}"
+            )
+        settings = cls.__struct_config__
+        if settings.tag_field != "type" or settings.array_like or settings.forbid_unknown_fields:
+            raise TypeError(
+                f"{name}: a request is an object with its tag in 'type', and may have more fields than its own"
+            )
         if tag in CONTROL_TYPES or tag.startswith(RESERVED_PREFIXES):
             raise TypeError(f"{name}: the message type {tag!r} is reserved by the protocol; choose another tag")
         if taken := REQUEST_FIELDS.intersection(cls.__struct_encode_fields__):

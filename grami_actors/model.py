@@ -231,6 +231,8 @@ class OpenAIModel(Model):
             base_url=self._url,
             api_key=key or "no-key",  # the SDK demands one
             max_retries=0,
+            # llama.cpp hangs up after some answers though it promised not to; without TLS a new connection is cheap.
+            default_headers={"Connection": "close"} if (self._url or "").startswith("http:") else None,
             http_client=self._sdk.DefaultAsyncHttpxClient(trust_env=not _is_loopback(self._url)),
         )
 

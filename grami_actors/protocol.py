@@ -11,6 +11,7 @@ Rule 4: a frame decides its mode: with an ``id`` it is answered in envelope mode
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -111,11 +112,13 @@ class Catalog:
         try:
             return decoder.decode(text)
         except msgspec.ValidationError as error:
-            message, param = _explain(error)
+            message, param = explain(error)
             raise ProtocolError(message, code=ErrorCode.VALIDATION_FAILED, param=param) from None
-        except (ValueError, RecursionError, TypeError) as error:
-            # ValueError covers msgspec.DecodeError and UnicodeDecodeError.
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ProtocolError(_flaw(error), code=ErrorCode.INVALID_JSON) from None
+        except Exception as error:  # noqa: BLE001 - a message class checks itself with code of its own
+            text = f"{header.type}: {type(error).__name__}: {error}"
+            raise ProtocolError(text, code=ErrorCode.VALIDATION_FAILED, param="$") from None
 
     def _unknown(self, name: str) -> ProtocolError:
         if name in CONTROL_TYPES or name.startswith(RESERVED_PREFIXES):
@@ -125,6 +128,7 @@ class Catalog:
         return ProtocolError(f"no agent here handles the type {name!r}{hint}", code=ErrorCode.UNKNOWN_TYPE)
 
 
+_CODES = frozenset(map(str, ErrorCode))
 _UNTIMELY = frozenset({ErrorCode.TOO_MANY_INFLIGHT, ErrorCode.DUPLICATE_ID, ErrorCode.SHUTTING_DOWN})
 _HEADER = msgspec.json.Decoder(Header)
 _HELLO = msgspec.json.Decoder(Hello)
@@ -133,11 +137,14 @@ _ONLY_ID = msgspec.json.Decoder(OnlyId)
 _ENCODER = msgspec.json.Encoder()
 _PATH = re.compile(r" - at `(\$.*)`$")
 _MISSING = re.compile(r"missing required field `(\w+)`")
-_TRACEPARENT = re.compile(r"^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+# Only a version later than 00 may have more behind its flags, and ff is none.
+_TRACEPARENT = re.compile(
+    r"(?!ff)(?!00.{53}.)[0-9a-f]{2}-((?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?"
+)
 
 
-def _explain(error: msgspec.ValidationError) -> tuple[str, str]:
-    """A validation error in words, and the path of the faulty field."""
+def explain(error: msgspec.ValidationError) -> tuple[str, str]:
+    """A validation error in words, and the path of the faulty field (``$.platform``)."""
     text = str(error)
     path = _PATH.search(text)
     param = path.group(1) if path else "$"
@@ -224,7 +231,7 @@ class ServerProtocol:
         try:
             return _HEADER.decode(text)
         except msgspec.ValidationError as error:
-            message, param = _explain(error)
+            message, param = explain(error)
             raise ProtocolError(message, param=param) from None
         except (ValueError, RecursionError) as error:
             raise ProtocolError(_flaw(error), code=ErrorCode.INVALID_JSON) from None
@@ -249,11 +256,14 @@ class ServerProtocol:
             stream=header.stream,
         )
 
-    def _admit(self, header: Header) -> None:
+    def _check_id(self, header: Header) -> None:
         if header.id in self._by_id:
             raise ProtocolError(
                 f"the id {header.id!r} is still in flight on this connection", code=ErrorCode.DUPLICATE_ID, param="$.id"
             )
+
+    def _admit(self, header: Header) -> None:
+        self._check_id(header)
         if len(self._slots) >= self._limits.max_inflight:
             raise ProtocolError(
                 f"{len(self._slots)} requests are in flight on this connection, its limit; wait for an answer",
@@ -301,7 +311,7 @@ class ServerProtocol:
         wanted = _decode_control(_CANCEL, text).request_id
         found = None if wanted is None else self._by_id.get(wanted)
         if header.id is not msgspec.UNSET:
-            self._admit(header)
+            self._check_id(header)
             self._answer(Slot(0, header.id, header, now), {"cancelled": found is not None}, None, now)
         return None if found is None else CancelRequest(found.key)
 
@@ -316,7 +326,7 @@ class ServerProtocol:
         slot = self._slots.get(key)
         if slot is not None and slot.stream and not slot.started:
             slot.started = True
-            self._out.append(_ENCODER.encode(Started(slot.id, self._next(slot), source)))  # type: ignore[arg-type]
+            self._add(slot, Started(slot.id, slot.seq + 1, source))  # type: ignore[arg-type]
 
     def chunk(self, key: int, data: Any, *, room: bool = True) -> None:
         """A part of the answer; counted instead of sent when there is no ``room``. Late ones are ignored."""
@@ -326,19 +336,18 @@ class ServerProtocol:
         if not room:
             slot.dropped += 1
             return
-        frame = Chunk(slot.id, slot.seq + 1, data)  # type: ignore[arg-type]
-        self._out.append(_ENCODER.encode(frame))
-        slot.seq += 1
+        if not self._add(slot, Chunk(slot.id, slot.seq + 1, data)):  # type: ignore[arg-type]
+            slot.dropped += 1
 
     def progress(self, key: int, fraction: float, message: str, *, room: bool = True) -> None:
         """How far the request is. Never falls, never leaves 0 to 1; left out when there is no ``room``."""
         slot = self._slots.get(key)
         if slot is None or not slot.stream or not room:
             return
-        # A NaN compares false with everything and would stay for ever.
-        slot.progress = max(slot.progress, min(fraction, 1.0)) if fraction == fraction else slot.progress  # noqa: PLR0124
-        frame = Progress(slot.id, self._next(slot), slot.progress, message)  # type: ignore[arg-type]
-        self._out.append(_ENCODER.encode(frame))
+        # What is no number leaves the progress where it is: a NaN compares false with everything.
+        fraction = fraction if isinstance(fraction, (int, float)) and math.isfinite(fraction) else 0.0
+        slot.progress = float(max(slot.progress, min(fraction, 1.0)))
+        self._add(slot, Progress(slot.id, slot.seq + 1, slot.progress, str(message)))  # type: ignore[arg-type]
 
     def finish(self, key: int, value: Any, error: GramiError | None, now: float) -> Slot | None:
         """End a request with its one terminal frame; ``None`` if it was ended before."""
@@ -353,9 +362,10 @@ class ServerProtocol:
     def _answer(self, slot: Slot, value: Any, error: GramiError | None, now: float) -> None:
         try:
             frame = _terminal(slot, value, error, now)
-        except (TypeError, ValueError, RecursionError, OverflowError) as flaw:
-            unfit = f"the answer, a {type(value).__name__}, cannot be sent as JSON: {flaw}"
-            frame = _terminal(slot, None, GramiError(unfit, code=ErrorCode.AGENT_EXECUTION_FAILED), now)
+        except Exception as flaw:  # noqa: BLE001 - an answer may bring code of its own that fails while it is encoded
+            unfit = f"the answer, a {type(value).__name__}, cannot be sent as JSON: {type(flaw).__name__}: {flaw}"
+            told = error or GramiError(unfit, code=ErrorCode.AGENT_EXECUTION_FAILED)
+            frame = _terminal(slot, None, _sendable(told), now)
         if slot.id is not msgspec.UNSET:
             self._out.append(frame)
             return
@@ -366,10 +376,14 @@ class ServerProtocol:
             self.held_bytes -= len(answer)
             self._out.append(answer)
 
-    @staticmethod
-    def _next(slot: Slot) -> int:
+    def _add(self, slot: Slot, frame: Any) -> bool:
+        """Send a frame before the terminal; ``False``, and no gap in ``seq``, if it cannot be sent as JSON."""
+        try:
+            self._out.append(_ENCODER.encode(frame))
+        except Exception:  # noqa: BLE001 - an agent may emit anything, with code of its own that fails
+            return False
         slot.seq += 1
-        return slot.seq
+        return True
 
     # --- to the client ---
 
@@ -384,11 +398,22 @@ class ServerProtocol:
         return tuple(self._slots)
 
 
+def _sendable(error: GramiError) -> GramiError:
+    """The same error in words that are surely text: a lone surrogate, say, has no UTF-8."""
+    words = error.message.encode("utf-8", "replace").decode()
+    return GramiError(words, code=error.error_code, retry_after_ms=error.retry_after_ms)
+
+
+def _code(error: GramiError) -> str:
+    """The code that is sent; one that a handler made up is not in the protocol's list."""
+    return error.error_code if error.error_code in _CODES else ErrorCode.AGENT_EXECUTION_FAILED
+
+
 def _terminal(slot: Slot, value: Any, error: GramiError | None, now: float) -> bytes:
     if slot.id is msgspec.UNSET:
         if error is None:
             return _ENCODER.encode(PlainSuccess(value))
-        return _ENCODER.encode(PlainError(error.error_code, error.message))
+        return _ENCODER.encode(PlainError(_code(error), error.message))
     duration = max(0, round((now - slot.begun_at) * 1000))
     if error is None:
         return _ENCODER.encode(Response(slot.id, slot.seq + 1, "success", value, duration, slot.dropped))
@@ -397,9 +422,9 @@ def _terminal(slot: Slot, value: Any, error: GramiError | None, now: float) -> b
             id=slot.id,
             seq=slot.seq + 1,
             status="error",
-            error_code=error.error_code,
+            error_code=_code(error),
             message=error.message,
-            retryable=error.error_code in RETRYABLE,
+            retryable=_code(error) in RETRYABLE,
             duration_ms=duration,
             retry_after_ms=msgspec.UNSET if error.retry_after_ms is None else error.retry_after_ms,
             param=msgspec.UNSET if error.param is None else error.param,
@@ -419,12 +444,14 @@ def _decode_control(decoder: msgspec.json.Decoder[Any], text: str) -> Any:
     try:
         return decoder.decode(text)
     except msgspec.ValidationError as error:
-        message, param = _explain(error)
+        message, param = explain(error)
         raise ProtocolError(message, code=ErrorCode.VALIDATION_FAILED, param=param) from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ProtocolError(_flaw(error), code=ErrorCode.INVALID_JSON) from None
 
 
 def _trace_id(meta: dict[str, Any] | None) -> str:
     """The trace id of a W3C ``traceparent`` (https://www.w3.org/TR/trace-context/#traceparent-header)."""
     parent = (meta or {}).get("traceparent")
-    found = _TRACEPARENT.match(parent) if isinstance(parent, str) else None
+    found = _TRACEPARENT.fullmatch(parent) if isinstance(parent, str) else None
     return found.group(1) if found else ""

@@ -8,6 +8,7 @@ counts the restarts of the period, so a healthy period resets it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -32,7 +33,9 @@ class RestartPolicy(msgspec.Struct, frozen=True):
     jitter: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.intensity < 0 or self.period <= 0 or not 0 <= self.shortest <= self.longest or self.jitter < 0:
+        finite = all(map(math.isfinite, (self.period, self.shortest, self.longest, self.jitter)))
+        ordered = self.intensity >= 0 and self.period > 0 and 0 <= self.shortest <= self.longest and self.jitter >= 0
+        if not (finite and ordered):
             raise ValueError(f"{self} makes no sense: intensity and jitter >= 0, period > 0, shortest <= longest")
 
 

@@ -41,9 +41,11 @@ class Pool:
             raise AgentUnavailable(f"{self.name} is not running: it failed too often or was stopped")
         if len(cells) == 1:
             return cells[0]
-        self.turn = (self.turn + 1) % len(cells)
-        in_turn = cells[self.turn :] + cells[: self.turn]
-        return min(in_turn, key=_load)
+        turn = self.turn % len(cells)
+        places = [*range(turn, len(cells)), *range(turn)]
+        chosen: int = min(places, key=lambda place: _load(cells[place]))
+        self.turn = chosen + 1
+        return cells[chosen]
 
 
 def _load(cell: Cell) -> tuple[bool, int]:
@@ -86,8 +88,11 @@ class RoutingTable:
             if cell in pool.cells:
                 pool.cells = tuple(each for each in pool.cells if each is not cell)
         for topic, cells in tuple(self.topics.items()):
-            if cell in cells:
-                self.topics[topic] = tuple(each for each in cells if each is not cell)
+            left = tuple(each for each in cells if each is not cell)
+            if left:
+                self.topics[topic] = left
+            else:
+                del self.topics[topic]
 
     def find(self, to: str, message: Any) -> Cell:
         """The cell for a message: by name, or by its type when ``to`` is empty.

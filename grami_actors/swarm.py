@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import msgspec
 
 from grami_actors.agent import MODEL, Agent
-from grami_actors.cell import Spec
+from grami_actors.cell import CONNECTION, Spec
 from grami_actors.errors import ConfigError, StartFailed
 from grami_actors.frames import PROTOCOL_VERSION
 from grami_actors.messages import Message, ToolCall
@@ -70,6 +72,8 @@ class Swarm:
         for each in self.tools:
             if not isinstance(each, Tool):
                 raise ConfigError(f"{each!r} is not a tool; decorate the function with @tool")
+        for source in self.agents:
+            _check_name(_kind(source).agent_name)
         _distinct("agent", [_kind(source).agent_name for source in self.agents])
         _distinct("tool", [each.name for each in self.tools])
 
@@ -103,7 +107,7 @@ class Swarm:
             "agents": [
                 AgentDescription(
                     name=kind.agent_name,
-                    description=(kind.__doc__ or "").strip(),
+                    description=inspect.cleandoc(kind.__doc__ or ""),
                     instances=kind.instances,
                     handles=tuple(str(each.__struct_config__.tag) for each in kind.handlers),
                 )
@@ -168,6 +172,14 @@ class Swarm:
 
 def _kind(source: AgentSource) -> Any:
     return source.func if isinstance(source, partial) else source
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"\w[\w.-]{0,127}", name) or name == "router" or name.startswith(CONNECTION):
+        raise ConfigError(
+            f"an agent cannot be named {name!r}: a name has letters, digits, '_', '-' and '.', and is neither "
+            f"'router' nor begins with {CONNECTION!r}"
+        )
 
 
 def _distinct(what: str, names: list[str]) -> None:

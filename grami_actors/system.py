@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 import msgspec
 
 from grami_actors.actor import Actor
-from grami_actors.cell import Cell, LaneName, Ref, Spec
+from grami_actors.cell import CONNECTION, Cell, LaneName, Ref, Spec
 from grami_actors.errors import AgentCrashed, ShuttingDown
 from grami_actors.future import Future
 from grami_actors.lanes.loop import LoopLane
@@ -186,7 +186,7 @@ class ActorSystem:
     def depths(self) -> Iterator[tuple[str, int]]:
         """Name and number of queued messages of every actor, connections left out."""
         for name, cell in tuple(self.table.cells.items()):
-            if not name.startswith("connection"):
+            if not name.startswith(CONNECTION):
                 yield name, len(cell.mailbox)
 
     # --- the runtime that actors see ---

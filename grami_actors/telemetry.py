@@ -160,16 +160,11 @@ class Listening(Event, frozen=True):
 Listener = Callable[[Any], None]
 
 
-class Bus:
-    """Hands events to whoever subscribed to their kind. Subscribers run in the emitter's thread and must be quick."""
+class Bus(dict[type[Event], tuple[Listener, ...]]):
+    """Hands events to whoever subscribed to their kind. Subscribers run in the emitter's thread and must be quick.
 
-    __slots__ = ("_listeners",)
-
-    def __init__(self) -> None:
-        self._listeners: dict[type[Event], tuple[Listener, ...]] = {}
-
-    def __contains__(self, kind: type[Event]) -> bool:
-        return kind in self._listeners
+    It is the dict of listeners by kind itself, so that ``Kind in bus`` costs no Python call where nobody listens.
+    """
 
     def subscribe(self, listener: Listener, *kinds: type[Event]) -> Callable[[], None]:
         """Call ``listener(event)`` for every event of these kinds (all, if none is named).
@@ -179,21 +174,24 @@ class Bus:
         """
         chosen = kinds or tuple(Event.__subclasses__())
         for kind in chosen:
-            self._listeners[kind] = (*self._listeners.get(kind, ()), listener)
+            self[kind] = (*self.get(kind, ()), listener)
+        subscribed = list(chosen)
 
         def unsubscribe() -> None:
-            for kind in chosen:
-                left = tuple(each for each in self._listeners.get(kind, ()) if each is not listener)
+            while subscribed:
+                kind = subscribed.pop()
+                left = list(self.get(kind, ()))
+                left.remove(listener)
                 if left:
-                    self._listeners[kind] = left
+                    self[kind] = tuple(left)
                 else:
-                    self._listeners.pop(kind, None)
+                    del self[kind]
 
         return unsubscribe
 
     def publish(self, event: Event) -> None:
         """Hand an event to its subscribers; one that raises is reported and hurts nobody else."""
-        for listener in self._listeners.get(type(event), ()):
+        for listener in self.get(type(event), ()):
             try:
                 listener(event)
             except Exception:  # noqa: BLE001 - a subscriber must not break what it watches

@@ -21,6 +21,7 @@ from grami_actors.errors import ErrorCode, GramiError, ProtocolError, ToolExecut
 from grami_actors.future import current, current_scope, describe
 from grami_actors.messages import Scope, ToolCall
 from grami_actors.model import Generate, Model
+from grami_actors.protocol import explain
 from grami_actors.telemetry import ToolCalled
 
 P = ParamSpec("P")
@@ -79,10 +80,12 @@ class Tool(Generic[P, R]):
             module, _, function = source.partition(":")
             if not module or not function:
                 raise ValueError(f"a lazy tool is named like 'package.module:function', not {source!r}")
-            self.name = name or function.rpartition(".")[2]
+            self.name: str = name or function.rpartition(".")[2]
             self.lane: LaneName = lane or "thread"
         else:
-            self.name = name or source.__name__
+            self.name = name or str(getattr(source, "__name__", ""))
+            if not self.name:
+                raise ValueError(f"{source!r} has no name of its own; give the tool one with name=")
             self.lane = lane or ("loop" if inspect.iscoroutinefunction(source) else "thread")
             self._bind(source)
         self.timeout = timeout
@@ -122,9 +125,9 @@ class Tool(Generic[P, R]):
         try:
             converted = msgspec.convert(arguments, self._arguments)
         except msgspec.ValidationError as error:
-            raise ProtocolError(
-                f"{self.name}: {error}", code=ErrorCode.VALIDATION_FAILED, param="$.arguments"
-            ) from None
+            text, path = explain(error)
+            param = f"$.arguments{path.removeprefix('$')}"
+            raise ProtocolError(f"{self.name}: {text}", code=ErrorCode.VALIDATION_FAILED, param=param) from None
         return {name: getattr(converted, name) for name in self._arguments.__struct_fields__}
 
     def describe(self) -> Description:
@@ -132,14 +135,14 @@ class Tool(Generic[P, R]):
         limits = {"lane": self.lane, "timeout_ms": round(self.timeout * 1000), "concurrency": self.concurrency}
         try:
             function = self.load()
-        except Exception as error:  # noqa: BLE001 - whatever the module raises is what there is to tell
+        except BaseException as error:  # noqa: BLE001 - whatever the module raises is what there is to tell
             return Description(self.name, "", **limits, error=f"cannot be imported: {describe(error)}")  # type: ignore[arg-type]
         assert self._arguments is not None
-        returned = get_type_hints(function).get("return", Any)
+        returned = _hints(function).get("return", Any)
         return Description(
             name=self.name,
-            description=inspect.getdoc(function) or "",
-            parameters=_schema(self._arguments),
+            description=inspect.getdoc(_plain(function)) or "",
+            parameters=_with_defaults(_schema(self._arguments), self._arguments),
             returns=_schema(returned),
             **limits,  # type: ignore[arg-type]
         )
@@ -172,18 +175,30 @@ def lazy_tool(path: str, **options: Any) -> Tool[..., Any]:
 
 def _arguments_of(function: Callable[..., Any]) -> type[msgspec.Struct]:
     """A Struct with the fields of the function's parameters. Raises TypeError for what JSON cannot pass."""
-    hints = get_type_hints(function, include_extras=True)
+    hints = _hints(function)
+    name = getattr(_plain(function), "__name__", "arguments")
     fields: list[Any] = []
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind not in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY}:
-            raise TypeError(f"{function.__name__}: a tool is called by keyword, so {parameter} cannot be a parameter")
+            raise TypeError(f"{name}: a tool is called by keyword, so {parameter} cannot be a parameter")
         if parameter.name not in hints:
-            raise TypeError(f"{function.__name__}: the parameter {parameter.name!r} needs a type annotation")
+            raise TypeError(f"{name}: the parameter {parameter.name!r} needs a type annotation")
         field: tuple[Any, ...] = (parameter.name, hints[parameter.name])
         if parameter.default is not parameter.empty:
             field = (*field, _default(parameter.default))
         fields.append(field)
-    return msgspec.defstruct(function.__name__, fields, kw_only=True, forbid_unknown_fields=True)
+    return msgspec.defstruct(name, fields, kw_only=True, forbid_unknown_fields=True)
+
+
+def _plain(function: Any) -> Any:
+    """The function that has the annotations: behind a partial, or the call of an object."""
+    while isinstance(function, partial):
+        function = function.func
+    return function if inspect.isroutine(function) else type(function).__call__
+
+
+def _hints(function: Any) -> dict[str, Any]:
+    return get_type_hints(_plain(function), include_extras=True)
 
 
 def _default(value: Any) -> Any:
@@ -196,6 +211,15 @@ def _schema(kind: Any) -> dict[str, Any] | None:
         return msgspec.json.schema(kind)
     except TypeError:  # a type without a JSON Schema is no reason to hide the tool
         return None
+
+
+def _with_defaults(schema: dict[str, Any] | None, kind: type[msgspec.Struct]) -> dict[str, Any] | None:
+    """The schema with the defaults that come from a factory, which msgspec leaves out."""
+    properties = ((schema or {}).get("$defs", {}).get(kind.__name__) or {}).get("properties", {})
+    for field in msgspec.structs.fields(kind):
+        if field.default_factory is not msgspec.NODEFAULT:
+            properties[field.encode_name]["default"] = msgspec.to_builtins(field.default_factory())
+    return schema
 
 
 class ToolActor(Actor):
@@ -232,6 +256,9 @@ class _Run:
         envelope = None if delivery is None else delivery.envelope
         self._caller = "" if envelope is None else envelope.sender
         self._waited = 0.0 if envelope is None else self._begun_at - envelope.sent_at
+        if envelope is not None and envelope.reply_to is None:
+            # A tell shares its scope with its sender, whose request must not end with this call's time limit.
+            envelope.scope = Scope(envelope.scope)
         self._disarm = self._arm(current_scope())
 
     def _arm(self, scope: Scope | None) -> Callable[[], None]:

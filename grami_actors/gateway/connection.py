@@ -274,7 +274,9 @@ class Connection(Actor):
         error: BaseException | None = None
         try:
             value = await asyncio.to_thread(self._gate.catalog.describe)
-        except Exception as flaw:  # noqa: BLE001 - it becomes the answer
+        except asyncio.CancelledError:
+            raise
+        except BaseException as flaw:  # noqa: BLE001 - a lazy tool's module may even exit: it becomes the answer
             error = flaw
         with contextlib.suppress(AgentUnavailable):
             self._cell.post(Envelope(Answer(key, value, error)), force=True)

@@ -28,6 +28,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response as HttpResponse
 
+from grami_actors.cell import CONNECTION
 from grami_actors.config import Config
 from grami_actors.errors import GramiError, MailboxFull
 from grami_actors.frames import Limits
@@ -159,7 +160,7 @@ class Gateway:
         bus = self._system.bus
         peer = _peer(connection)
         self._accepted += 1
-        name = f"connection-{self._accepted}"
+        name = f"{CONNECTION}{self._accepted}"
         if ConnectionOpened in bus:
             bus.publish(ConnectionOpened(name, peer))
         opened_at = self._system.now()

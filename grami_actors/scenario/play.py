@@ -10,15 +10,13 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from grami_actors.cell import CONNECTION
 from grami_actors.client import Client, Frame, connect
 from grami_actors.errors import GramiError
 from grami_actors.manager import GrowthManager
 from grami_actors.messages import Message, ToolCall
 from grami_actors.model import Generate
 from grami_actors.telemetry import ActorFailed, ActorRestarted, Event, MessageHandled
-
-CONNECTION = "connection-"
-"""How the names of the actors of clients begin."""
 
 ScenarioFunction = Callable[["Play"], Coroutine[Any, Any, None]]
 F = TypeVar("F", bound=Callable[..., Any])

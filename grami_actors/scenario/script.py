@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import msgspec
 
 from grami_actors.config import Config
 from grami_actors.errors import ConfigError
+from grami_actors.future import describe
 from grami_actors.manager import GrowthManager
 from grami_actors.scenario.play import Result, ScenarioFunction, play_one
 from grami_actors.swarm import Swarm
@@ -44,7 +46,10 @@ def load(path: Path) -> Script:
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"{path} cannot be loaded: {_place(error, path)}{describe(error)}") from error
     swarm = getattr(module, "swarm", None)
     if not isinstance(swarm, Swarm):
         raise ConfigError(f"{path} defines no `swarm = Swarm(agents=[...], tools=[...])`")
@@ -53,6 +58,14 @@ def load(path: Path) -> Script:
         if not inspect.iscoroutinefunction(each):
             raise ConfigError(f"{path}: the scenario {each.__name__} is not an async function")
     return Script(path, swarm, tuple(found))
+
+
+def _place(error: Exception, path: Path) -> str:
+    """Where in the file it happened, or in what it imports."""
+    if isinstance(error, SyntaxError):
+        return ""  # its own text says where
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name == path.name]
+    return f"line {lines[-1].lineno}: " if lines else ""
 
 
 def choose(script: Script, names: Sequence[str]) -> tuple[ScenarioFunction, ...]:

@@ -21,10 +21,11 @@ _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_cyan", "bright
 class Writing:
     """The text that is being written at this moment, a row for each writer, below everything else.
 
-    Without a terminal it shows nothing.
+    Without a terminal it shows nothing. ``last`` is for whoever shows the text in another way: the last writer.
     """
 
     def __init__(self, console: Console) -> None:
+        self.last = ""
         self._console = console
         self._texts: dict[str, str] = {}
         self._live = Live(console=console, refresh_per_second=12, transient=True, get_renderable=self._render)
@@ -82,9 +83,10 @@ class Transcript:
         if isinstance(event, Piece):
             self._on_piece(event)
         elif isinstance(event, Line):
-            self._console.print(self._line(event))
+            # A file has no width: there a line is whole, however long.
+            self._console.print(self._line(event), soft_wrap=True)
         elif isinstance(event, Check):
-            self._console.print(_check(event))
+            self._console.print(_check(event), soft_wrap=True)
         elif isinstance(event, GrowthManager):
             self._console.print(Text.assemble(("growth manager ", "bold"), "at ", (event.url, "underline")))
         elif inspect.isfunction(event):
@@ -104,7 +106,7 @@ class Transcript:
         return Text(name, style=self._colours[base])
 
     def _line(self, line: Line) -> Text:
-        row = Text(f"{line.at:7.2f}  ", style="dim", no_wrap=True, overflow="ellipsis")
+        row = Text(f"{line.at:7.2f}  ", style="dim")
         row.append_text(self._name(line.who))
         if line.to:
             row.append(" → ", style="dim")
@@ -114,7 +116,8 @@ class Transcript:
             row.append(f"{line.outcome} ", style="bold red")
         end = "" if line.seconds is None else f"  {_duration(line.seconds)}"
         text = Text(line.text)
-        text.truncate(max(8, self._console.width - row.cell_len - len(end)), overflow="ellipsis")
+        if self._console.is_terminal:
+            text.truncate(max(8, self._console.width - row.cell_len - len(end)), overflow="ellipsis")
         row.append_text(text)
         row.append(end, style="dim")
         return row

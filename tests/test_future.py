@@ -1,0 +1,564 @@
+"""Answers that are still to come: settled once, awaited anywhere, streamed without a gap."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import math
+import operator
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
+from typing import Any
+
+import pykka
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grami_actors import future as future_module
+from grami_actors.errors import (
+    AgentExecutionFailed,
+    Cancelled,
+    DeadlineExceeded,
+    GramiError,
+    MailboxFull,
+    WouldDeadlock,
+)
+from grami_actors.future import STREAM_BUFFER, AskTimeout, Future, Party, Stream, describe, details
+from grami_actors.messages import Scope
+
+
+class Asked:
+    """Whom a future waits for; its clock stands still."""
+
+    name = "writer"
+    concurrency = 1
+
+    def __init__(self) -> None:
+        self.waits: dict[Any, Party] = {}
+
+    def now(self) -> float:
+        return 100.0
+
+
+def asked(kind: type[Future[Any]] = Future, *, deadline: float = math.inf, inside: bool = False) -> tuple[Any, Scope]:
+    """A future of an ask, and the ask's scope."""
+    made, scope = kind(), Scope(deadline=deadline)
+    made.bind(Asked(), scope, inside=inside)
+    return made, scope
+
+
+@pytest.fixture
+def frequent_switches() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def together(*calls: Callable[[], Any]) -> list[Any]:
+    """Run each call on a thread of its own, all starting at once; what they returned."""
+    start = threading.Barrier(len(calls))
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [
+            each.result(20) for each in [pool.submit(lambda call=call: (start.wait(10), call())[1]) for call in calls]
+        ]
+
+
+async def value_of(future: Future[Any]) -> Any:
+    return await future
+
+
+# --- settling ---
+
+
+@pytest.mark.usefixtures("frequent_switches")
+@pytest.mark.parametrize("round_", range(20))
+def test_of_many_answers_that_race_exactly_one_is_the_answer(round_: int) -> None:
+    future, _ = asked()
+    errors = [GramiError(str(number)) for number in range(4)]
+    answers = [lambda number=number: future.set_result(number) for number in range(4)]
+    told = together(*answers, *(lambda error=error: future.fail(error) for error in errors))
+    (winner,) = [number for number, first in enumerate(told) if first]
+    if winner < 4:
+        assert future.get() == winner
+    else:
+        with pytest.raises(GramiError, match=f"^{winner - 4}$"):
+            future.get()
+
+
+@given(st.lists(st.sampled_from(["result", "fail", "set", "set_exception", "cancel"]), min_size=1, max_size=6))
+def test_the_first_answer_stays_whatever_follows(steps: list[str]) -> None:
+    future, scope = asked()
+    told = []
+    for step in steps:
+        act = {
+            "result": lambda: future.set_result("value"),
+            "fail": lambda: future.fail(KeyError("error")),
+            "set": lambda: future.set("value"),
+            "set_exception": lambda: future.set_exception((None, KeyError("error"), None)),
+            "cancel": future.cancel,
+        }[step]
+        told.append(act())
+    assert future.done()
+    assert not any(told[1:])
+    if steps[0] in {"result", "set"}:
+        assert future.get() == "value"
+    else:
+        with pytest.raises(Cancelled if steps[0] == "cancel" else KeyError):
+            future.get()
+    assert (scope.reason is not None) is (steps[0] == "cancel")
+
+
+def test_pykkas_set_exception_takes_the_exception_being_handled() -> None:
+    future: Future[Any] = Future()
+    try:
+        raise KeyError("being handled")
+    except KeyError:
+        future.set_exception()
+    with pytest.raises(KeyError, match="being handled"):
+        future.get()
+    nothing: Future[Any] = Future()
+    nothing.set_exception()
+    with pytest.raises(RuntimeError, match="without an exception"):
+        nothing.get()
+    assert isinstance(future, pykka.Future)
+
+
+def test_an_actor_that_asks_gets_a_foreign_exception_wrapped_and_its_own_as_it_is() -> None:
+    foreign, own = KeyError("theirs"), Cancelled("ours")
+    for inside, error, expected in (
+        (True, foreign, AgentExecutionFailed),
+        (True, own, Cancelled),
+        (False, foreign, KeyError),
+    ):
+        future, _ = asked(inside=inside)
+        future.fail(error)
+        with pytest.raises(expected) as raised:
+            future.get()
+        assert raised.value is error or raised.value.__cause__ is error
+    assert "writer failed: KeyError: 'theirs'" in str(_wrapped(foreign))
+
+
+def _wrapped(error: BaseException) -> BaseException:
+    future, _ = asked(inside=True)
+    future.fail(error)
+    with pytest.raises(AgentExecutionFailed) as raised:
+        future.get()
+    return raised.value
+
+
+# --- waiting ---
+
+
+@pytest.mark.usefixtures("frequent_switches")
+@pytest.mark.parametrize("error", [None, GramiError("no")])
+@pytest.mark.parametrize("round_", range(10))
+def test_any_number_of_threads_and_loops_wait_for_one_answer(round_: int, error: GramiError | None) -> None:
+    future, _ = asked()
+
+    def settle() -> Any:
+        future.set_result("value") if error is None else future.fail(error)
+        return outcome(future.get)
+
+    def outcome(wait: Callable[[], Any]) -> Any:
+        try:
+            return wait()
+        except GramiError as raised:
+            return raised
+
+    threads = [lambda: outcome(lambda: future.get(timeout=10))] * 3
+    loops = [lambda: outcome(lambda: asyncio.run(several(future)))] * 3
+    assert together(*threads, settle, *loops) == [error or "value"] * 7
+
+
+async def several(future: Future[Any]) -> Any:
+    first, second = await asyncio.gather(value_of(future), value_of(future))
+    assert first is second
+    return first
+
+
+async def test_a_loop_goes_on_while_an_answer_is_awaited() -> None:
+    future, _ = asked()
+    waiting = asyncio.create_task(value_of(future))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    future.set_result("value")
+    assert await waiting == "value"
+
+
+async def test_a_blocking_get_on_a_loop_raises_at_once_unless_the_answer_is_there() -> None:
+    future, _ = asked()
+    with pytest.raises(WouldDeadlock):
+        future.get()
+    future.set_result("value")
+    assert future.get() == "value"
+
+
+def test_a_timeout_of_a_get_ends_the_wait_and_not_the_ask() -> None:
+    future, scope = asked(deadline=1_000.0)
+    with pytest.raises(pykka.Timeout, match="0 seconds"):
+        future.get(timeout=0)
+    assert (future.done(), scope.reason) == (False, None)
+    future.set_result("value")
+    assert future.get(timeout=0) == "value"
+
+
+def test_gets_that_timed_out_leave_nothing_behind() -> None:
+    future, _ = asked()
+    for _ in range(10):
+        with contextlib.suppress(pykka.Timeout):
+            future.get(timeout=0)
+    assert not future._waiters
+
+
+@pytest.mark.parametrize("on_loop", [False, True])
+@pytest.mark.parametrize("kind", [Future, Stream])
+def test_a_deadline_that_passed_ends_every_wait_and_cancels_the_ask(kind: type[Future[Any]], on_loop: bool) -> None:
+    future, scope = asked(kind, deadline=99.0)
+    with pytest.raises(AskTimeout, match="writer did not answer before the deadline; the outcome is unknown"):
+        asyncio.run(value_of(future)) if on_loop else future.get(timeout=None)
+    assert isinstance(scope.reason, DeadlineExceeded)
+    assert issubclass(AskTimeout, pykka.Timeout)
+
+
+def test_a_deadline_that_passes_while_the_request_is_cancelled_still_gives_an_answer() -> None:
+    future, scope = Future[Any](), Scope(deadline=99.0)
+    seen: list[BaseException] = []
+
+    def look(_: GramiError) -> None:  # what another thread sees between the reason and this future's callback
+        with pytest.raises(GramiError) as raised:
+            future.get()
+        seen.append(raised.value)
+
+    scope.on_cancel(look)
+    future.bind(Asked(), scope, inside=False)
+    scope.cancel()
+    assert len(seen) == 1
+
+
+# --- cancelling ---
+
+
+def test_cancelling_a_future_cancels_its_ask_and_what_that_caused() -> None:
+    future, scope = asked()
+    caused, reason = Scope(scope), Cancelled("enough")
+    assert future.cancel(reason)
+    assert not future.cancel()
+    assert not future.set_result("late")
+    assert scope.reason is caused.reason is reason
+    with pytest.raises(Cancelled, match="enough"):
+        future.get()
+
+
+def test_a_cancelled_request_ends_the_wait_for_what_it_asked() -> None:
+    root = Scope()
+    future: Future[Any] = Future()
+    future.bind(Asked(), Scope(root), inside=True)
+    root.cancel(Cancelled("the client left"))
+    with pytest.raises(Cancelled, match="the client left"):
+        future.get()
+
+
+async def test_whoever_is_cancelled_while_it_waits_cancels_the_ask() -> None:
+    future, scope = asked()
+    waiting = asyncio.create_task(value_of(future))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert isinstance(scope.reason, Cancelled)
+
+
+@given(st.booleans())
+def test_an_answered_ask_leaves_its_request(by_error: bool) -> None:
+    root = Scope()
+    future: Future[Any] = Future()
+    future.bind(Asked(), Scope(root), inside=False)
+    future.fail(KeyError()) if by_error else future.set_result(1)
+    assert not root._children
+
+
+# --- map, filter, join, reduce ---
+
+
+def derived(future: Future[Any], other: Future[Any]) -> list[tuple[Any, Any]]:
+    """Every way to derive a future from ``[1, 2, 3]`` and ``"other"``, with its value."""
+    return [
+        (future.map(len), 3),
+        (future.map(len).map(str), "3"),
+        (future.filter(lambda item: item > 1), [2, 3]),
+        (future.join(other), [[1, 2, 3], "other"]),
+        (future.reduce(operator.add), 6),
+        (future.reduce(operator.add, 10), 16),
+        (future.filter(lambda item: item > 1).reduce(operator.add), 5),
+    ]
+
+
+@pytest.mark.parametrize("kind", [Future, Stream])
+def test_derived_futures_can_be_had_in_a_thread(kind: type[Future[Any]]) -> None:
+    (future, _), (other, _) = asked(kind), asked(kind)
+    expected = derived(future, other)
+    future.set_result([1, 2, 3])
+    other.set_result("other")
+    assert [each.get() for each, _ in expected] == [value for _, value in expected]
+    assert [type(each) for each, _ in expected] == [kind] * len(expected)
+
+
+async def test_derived_futures_can_be_awaited_before_the_answer_and_run_their_function_once() -> None:
+    (future, _), (other, _) = asked(), asked()
+    expected = derived(future, other)
+    calls: list[Any] = []
+    counted = future.map(calls.append)
+    waiting = [asyncio.create_task(value_of(each)) for each in (counted, *(each for each, _ in expected))]
+    await asyncio.sleep(0)
+    future.set_result([1, 2, 3])
+    other.set_result("other")
+    async with asyncio.timeout(20):
+        assert (await asyncio.gather(*waiting))[1:] == [value for _, value in expected]
+        await counted
+    assert calls == [[1, 2, 3]]
+
+
+async def test_an_error_goes_through_a_derived_future() -> None:
+    future, _ = asked()
+    future.fail(GramiError("no"))
+    with pytest.raises(GramiError, match="no"):
+        await future.map(len)
+    with pytest.raises(GramiError, match="no"):
+        future.map(len).get()
+
+
+async def test_whoever_is_cancelled_while_it_waits_for_a_mapped_answer_cancels_the_ask() -> None:
+    future, scope = asked()
+    waiting = asyncio.create_task(value_of(future.map(len)))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    try:
+        assert isinstance(scope.reason, Cancelled)
+    finally:
+        future.set_result("")  # lets the thread go
+
+
+async def test_awaiting_mapped_futures_takes_no_thread_from_those_who_answer() -> None:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    future, _ = asked()
+    waiting = asyncio.create_task(value_of(future.map(len)))
+    try:
+        async with asyncio.timeout(0.3):
+            await asyncio.sleep(0)
+            await asyncio.to_thread(future.set_result, "abc")
+        assert await waiting == 3
+    finally:
+        future.set_result("")
+        await waiting
+
+
+async def test_a_function_that_runs_out_of_items_is_an_error_and_not_a_hang() -> None:
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    future, _ = asked()
+    future.set_result([])
+    with pytest.raises((RuntimeError, StopIteration)):
+        async with asyncio.timeout(0.3):
+            await future.map(lambda items: next(iter(items)))
+
+
+# --- streams ---
+
+
+async def all_of(stream: Stream[Any], into: list[Any]) -> None:
+    async for chunk in stream:
+        into += [chunk]
+
+
+@given(st.lists(st.integers(0, 3), max_size=20), st.booleans())
+@settings(deadline=None)
+def test_every_chunk_is_read_in_order_exactly_once_however_the_two_take_turns(bursts: list[int], fails: bool) -> None:
+    async def play() -> None:
+        stream, _ = asked(Stream)
+        numbers, read = itertools.count(), []
+        emitted = [next(numbers) for _ in range(bursts[0] if bursts else 0)]
+        for number in emitted:  # some before anybody reads
+            stream.emit(number)
+        reader = asyncio.create_task(all_of(stream, read))
+        for burst in bursts[1:]:
+            for _ in range(burst):
+                emitted.append(next(numbers))
+                stream.emit(emitted[-1])
+            await asyncio.sleep(0)
+        assert stream.fail(GramiError("in the end")) if fails else stream.set_result("whole")
+        with pytest.raises(GramiError, match="in the end") if fails else contextlib.nullcontext():
+            await reader
+        assert read == emitted
+        if not fails:
+            assert await stream == "whole"
+
+    asyncio.run(play())
+
+
+@pytest.mark.usefixtures("frequent_switches")
+async def test_chunks_from_another_thread_are_read_in_order_exactly_once() -> None:
+    stream, _ = asked(Stream)
+    read: list[Any] = []
+
+    def produce() -> None:
+        for number in range(3_000):
+            stream.emit(number)
+        stream.emit("end")
+
+    producer = threading.Thread(target=produce)
+    producer.start()
+    async with asyncio.timeout(20):
+        async for chunk in stream:
+            read.append(chunk)
+            if chunk == "end":
+                stream.set_result("whole")
+    producer.join()
+    assert read == [*range(3_000), "end"]
+
+
+def read_with_a_switch_at(moment: int, waiting: int) -> tuple[list[Any], bool]:
+    """Read a stream whose producer, as if on another thread, ends it at the reader's n-th bytecode instruction."""
+    stream, _ = asked(Stream)
+    count = 0
+
+    def produce() -> None:
+        if stream.done():
+            return
+        stream.emit("last")
+        stream.set_result("whole")
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal count
+        if frame.f_code is not Stream.__aiter__.__code__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and not stream._lock.locked():
+            count += 1
+            if count == moment:
+                produce()
+        return trace
+
+    async def play() -> list[Any]:
+        read: list[Any] = []
+        for number in range(waiting):
+            stream.emit(number)
+        reader = asyncio.create_task(all_of(stream, read))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        produce()  # unless it happened
+        await reader
+        return read
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        return asyncio.run(play()), count < moment
+    finally:
+        sys.settrace(before)
+
+
+def test_no_chunk_is_lost_at_whatever_instruction_of_the_reader_a_thread_emits_the_last_one() -> None:
+    lost = []
+    for waiting in (0, 1):
+        for moment in itertools.count(1):
+            read, beyond = read_with_a_switch_at(moment, waiting)
+            if read != [*range(waiting), "last"]:
+                lost.append((waiting, moment, read))
+            if beyond:
+                break
+        assert moment > 50
+    assert lost == []
+
+
+async def test_leaving_a_stream_early_cancels_the_ask() -> None:
+    stream, scope = asked(Stream)
+    stream.emit(1)
+    stream.emit(2)
+    async for chunk in stream:
+        assert chunk == 1
+        break
+    async with asyncio.timeout(20):
+        with pytest.raises(Cancelled):
+            await stream
+    assert isinstance(scope.reason, Cancelled)
+
+
+async def test_being_cancelled_while_reading_cancels_the_ask() -> None:
+    stream, scope = asked(Stream)
+    reader = asyncio.create_task(all_of(stream, []))
+    await asyncio.sleep(0)
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    assert isinstance(scope.reason, Cancelled)
+
+
+async def test_a_deadline_ends_a_stream_after_what_had_come() -> None:
+    stream, _ = asked(Stream, deadline=100.0)
+    stream.emit("in time")
+    read: list[Any] = []
+    with pytest.raises(AskTimeout):
+        await all_of(stream, read)
+    assert read == ["in time"]
+
+
+async def test_a_stream_that_nobody_reads_is_bounded_and_has_room_again_when_somebody_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert STREAM_BUFFER == 10_000
+    monkeypatch.setattr(future_module, "STREAM_BUFFER", 3)
+    stream, _ = asked(Stream)
+    for number in range(3):
+        stream.emit(number)
+    with pytest.raises(MailboxFull, match="3 chunks"):
+        stream.emit("too many")
+    chunks = aiter(stream)
+    assert await anext(chunks) == 0
+    stream.emit(3)
+    stream.set_result("whole")
+    assert [chunk async for chunk in chunks] == [1, 2, 3]
+
+
+class Gauge:
+    """A sink that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def started(self, source: str) -> None:
+        self.told.append(source)
+
+    def emit(self, data: Any) -> None:
+        self.told.append(data)
+
+    def progress(self, fraction: float, message: str) -> None:
+        self.told.append((fraction, message))
+
+
+def test_progress_of_a_streamed_ask_goes_to_the_client_and_its_chunks_do_not() -> None:
+    gauge = Gauge()
+    stream: Stream[Any] = Stream()
+    stream.bind(Asked(), Scope(Scope(sink=gauge), sink=stream), inside=True)
+    stream.started("writer")
+    stream.emit("chunk")
+    stream.progress(0.5, "half")
+    assert gauge.told == [(0.5, "half")]
+    alone, _ = asked(Stream)
+    alone.progress(0.5, "to nobody")
+
+
+def test_an_error_in_words_has_no_traceback_and_its_details_have() -> None:
+    with pytest.raises(KeyError) as raised:
+        raise KeyError("key")
+    assert describe(raised.value) == "KeyError: 'key'"
+    assert "Traceback" in details(raised.value)
+    assert __file__ in details(raised.value)
+    assert describe(ValueError()) == "ValueError"

@@ -1,0 +1,326 @@
+"""The mailbox: every envelope has exactly one fate, in order, within the bound, and nobody sleeps on waiting mail."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+
+from grami_actors.errors import MailboxFull
+from grami_actors.mailbox import Closed, Mailbox, Overflow
+from grami_actors.messages import Envelope
+
+POLICIES: tuple[Overflow, ...] = ("reject", "wait", "drop_oldest", "drop_newest")
+
+
+class Model(RuleBasedStateMachine):
+    """Any sequence of calls, beside a queue and a waiting line of plain lists."""
+
+    envelopes = Bundle("envelopes")
+
+    @initialize(capacity=st.integers(1, 3), overflow=st.sampled_from(POLICIES), eager=st.booleans())
+    def make(self, capacity: int, overflow: Overflow, eager: bool) -> None:
+        self.mailbox = Mailbox(self.wake, capacity, overflow, eager=eager)
+        self.capacity, self.overflow, self.eager = capacity, overflow, eager
+        self.queue: deque[Envelope] = deque()
+        self.parked: deque[Envelope] = deque()
+        self.closed = False
+        self.wakes = 0
+        self.asleep = True  # nobody takes until there is a wake
+        self.forced = self.peak = 0
+        self.overtaking = False  # what jumps a waiting line breaks the order of puts, on purpose
+        self.numbers: dict[int, int] = {}
+        self.fates: dict[int, list[str]] = {}
+        self.told: Counter[int] = Counter()
+        self.expected_told: Counter[int] = Counter()
+        self.taken: list[int] = []
+
+    def wake(self) -> None:
+        assert not self.mailbox._lock.locked()
+        self.wakes += 1
+        self.asleep = False
+
+    def end(self, envelope: Envelope, fate: str) -> None:
+        self.fates[envelope.message].append(fate)
+
+    @rule(target=envelopes, park=st.booleans(), force=st.booleans())
+    def put(self, park: bool, force: bool) -> Envelope:
+        number = len(self.fates)
+        envelope = Envelope(number)
+        self.fates[number] = []
+
+        def admitted() -> None:
+            assert not self.mailbox._lock.locked()
+            self.told[number] += 1
+
+        full, before, asleep = len(self.queue) >= self.capacity, self.wakes, self.asleep
+        self.overtaking |= bool(self.parked) and (force or (not park and self.overflow == "drop_oldest"))
+        try:
+            displaced = self.mailbox.put(envelope, park=admitted if park else None, force=force)
+        except Closed:
+            assert self.closed
+            self.end(envelope, "refused")
+            return envelope
+        except MailboxFull:
+            assert full
+            assert (self.closed, force, park) == (False, False, False)
+            assert self.overflow in {"reject", "wait"}
+            self.end(envelope, "refused")
+            return envelope
+        assert not self.closed
+        if full and park and not force:
+            assert displaced is None
+            self.parked.append(envelope)
+            return envelope
+        if full and not force:
+            assert displaced is not None
+            assert displaced is (envelope if self.overflow == "drop_newest" else self.queue.popleft())
+            self.end(displaced, "displaced")
+        else:
+            assert displaced is None
+        if displaced is not envelope:
+            self.queue.append(envelope)
+            self.forced += force
+            self.expected_told[number] += park
+            assert self.wakes - before == (self.eager or asleep)  # one wake for a whole burst
+        return envelope
+
+    @rule()
+    def take(self) -> None:
+        before = self.wakes
+        envelope = self.mailbox.take()
+        if envelope is None:
+            assert not self.queue
+            self.asleep = True
+            return
+        assert envelope is self.queue.popleft()
+        self.end(envelope, "taken")
+        self.taken.append(envelope.message)
+        if self.parked:
+            admitted = self.parked.popleft()
+            self.queue.append(admitted)
+            self.expected_told[admitted.message] += 1
+            assert self.wakes - before == int(self.eager)
+
+    @rule(envelope=envelopes)
+    def withdraw(self, envelope: Envelope) -> None:
+        waiting = any(each is envelope for each in self.parked)
+        assert self.mailbox.withdraw(envelope) is waiting
+        if waiting:
+            self.parked.remove(envelope)
+            self.end(envelope, "withdrawn")
+
+    @rule()
+    def nudge(self) -> None:
+        before = self.wakes
+        self.mailbox.nudge()
+        assert self.wakes - before == bool(self.queue)
+        self.asleep |= not self.queue
+
+    @rule(really=st.integers(0, 4))
+    def close(self, really: int) -> None:
+        if really == 0:
+            self.close_now()
+
+    def close_now(self) -> None:
+        left = self.mailbox.close()
+        assert [id(each) for each in left] == [id(each) for each in (*self.queue, *self.parked)]
+        for envelope in left:
+            self.end(envelope, "handed back")
+        self.expected_told.update(each.message for each in self.parked)
+        self.queue.clear()
+        self.parked.clear()
+        self.closed = True
+
+    @invariant()
+    def nobody_sleeps_while_mail_waits(self) -> None:
+        assert not (self.asleep and self.queue)
+
+    @invariant()
+    def the_bound_is_kept_by_all_that_were_not_forced(self) -> None:
+        assert len(self.mailbox) <= self.capacity + self.forced
+        assert not self.parked or len(self.mailbox) >= self.capacity
+
+    @invariant()
+    def each_sender_that_may_wait_is_told_exactly_once(self) -> None:
+        assert +self.told == +self.expected_told
+
+    @invariant()
+    def messages_are_taken_in_the_order_they_were_put(self) -> None:
+        assert self.overtaking or self.taken == sorted(self.taken)
+
+    @invariant()
+    def what_it_says_of_itself_is_true(self) -> None:
+        statistics = self.mailbox.statistics()
+        self.peak = max(self.peak, len(self.queue))
+        assert len(self.mailbox) == statistics.depth == len(self.queue)
+        assert self.mailbox.empty() is not bool(self.queue)
+        assert self.mailbox.closed is self.closed
+        assert (statistics.parked, statistics.capacity) == (len(self.parked), self.capacity)
+        assert statistics.peak == self.peak
+
+    def teardown(self) -> None:
+        if hasattr(self, "mailbox"):
+            self.close_now()
+            assert self.mailbox.close() == []
+            assert [number for number, fates in self.fates.items() if len(fates) != 1] == []
+
+
+Model.TestCase.settings = settings(
+    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+TestModel = Model.TestCase
+
+
+def test_a_mailbox_holds_at_least_one() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        Mailbox(lambda: None, 0)
+
+
+@pytest.mark.parametrize("overflow", POLICIES)
+def test_a_full_mailbox_does_what_its_policy_says(overflow: Overflow) -> None:
+    mailbox = Mailbox(lambda: None, 2, overflow)
+    one, two, three = (Envelope(number) for number in (1, 2, 3))
+    mailbox.put(one)
+    mailbox.put(two)
+    if overflow in {"reject", "wait"}:
+        with pytest.raises(MailboxFull, match="holds 2 messages"):
+            mailbox.put(three)
+        assert mailbox.close() == [one, two]
+    elif overflow == "drop_oldest":
+        assert mailbox.put(three) is one
+        assert mailbox.close() == [two, three]
+    else:
+        assert mailbox.put(three) is three
+        assert mailbox.close() == [one, two]
+
+
+class Contrary:
+    """A payload that cannot be compared, as an array of numbers cannot."""
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("the truth value of an array is ambiguous")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def crowded() -> Mailbox:
+    mailbox = Mailbox(lambda: None, 1, "wait")
+    mailbox.put(Envelope("first"))
+    return mailbox
+
+
+def test_the_one_that_is_withdrawn_is_the_one_that_goes() -> None:
+    mailbox, admitted = crowded(), print
+    earlier, later = Envelope("same"), Envelope("same")
+    mailbox.put(earlier, park=admitted)
+    mailbox.put(later, park=admitted)
+    assert mailbox.withdraw(later)
+    assert mailbox.close()[1] is earlier
+
+
+def test_withdrawing_compares_no_messages() -> None:
+    mailbox = crowded()
+    mine = Envelope(Contrary())
+    mailbox.put(Envelope(Contrary()), park=lambda: None)
+    mailbox.put(mine, park=lambda: None)
+    assert mailbox.withdraw(mine)
+
+
+# --- threads ---
+
+SENDERS, EACH = 8, 1_000
+
+
+@pytest.fixture
+def frequent_switches() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+class Traffic:
+    """Eight threads put, one takes when it is woken, and one may close in the middle."""
+
+    def __init__(self, overflow: Overflow) -> None:
+        self.signal = threading.Semaphore(0)
+        self.mailbox = Mailbox(self.signal.release, 5, overflow)
+        self.fates: deque[tuple[Any, str]] = deque()  # appended to by all threads
+        self.told: deque[Any] = deque()
+        self.failures: deque[BaseException] = deque()
+        self.halfway, self.all_ended = threading.Event(), threading.Event()
+
+    def end(self, envelope: Envelope, fate: str) -> None:
+        self.fates.append((envelope.message, fate))
+        if len(self.fates) >= SENDERS * EACH:
+            self.all_ended.set()
+
+    def send(self, sender: int, start: threading.Barrier) -> None:
+        start.wait(10)
+        for number in range(EACH):
+            envelope = Envelope((sender, number))
+            park = (lambda at=envelope.message: self.told.append(at)) if sender % 2 else None
+            try:
+                displaced = self.mailbox.put(envelope, park=park)
+            except (Closed, MailboxFull):
+                self.end(envelope, "refused")
+            else:
+                if displaced is not None:
+                    self.end(displaced, "displaced")
+            if number == EACH // 2:
+                self.halfway.set()
+
+    def take(self) -> None:
+        while self.signal.acquire() and not self.all_ended.is_set():
+            while (envelope := self.mailbox.take()) is not None:
+                self.end(envelope, "taken")
+
+    def close(self) -> None:
+        assert self.halfway.wait(10)
+        for envelope in self.mailbox.close():
+            self.end(envelope, "handed back")
+
+    def guarded(self, work: Callable[..., None], *args: Any) -> None:
+        try:
+            work(*args)
+        except BaseException as error:  # noqa: BLE001 - told to the test's own thread
+            self.failures.append(error)
+
+    def play(self, *, closing: bool) -> None:
+        start = threading.Barrier(SENDERS)
+        works = [(self.send, sender, start) for sender in range(SENDERS)] + [(self.take,)] + [(self.close,)] * closing
+        threads = [threading.Thread(target=self.guarded, args=work, daemon=True) for work in works]
+        for thread in threads:
+            thread.start()
+        assert self.all_ended.wait(10), "mail waits, and nobody was woken"
+        self.signal.release()
+        for thread in threads:
+            thread.join(10)
+        assert list(self.failures) == []
+
+
+@pytest.mark.usefixtures("frequent_switches")
+@pytest.mark.parametrize("closing", [False, True])
+@pytest.mark.parametrize("overflow", POLICIES)
+def test_with_many_threads_nothing_is_lost_or_doubled_and_each_senders_order_holds(
+    overflow: Overflow, closing: bool
+) -> None:
+    traffic = Traffic(overflow)
+    traffic.play(closing=closing)
+    fates = Counter(message for message, _ in traffic.fates)
+    assert fates == {(sender, number): 1 for sender in range(SENDERS) for number in range(EACH)}
+    taken = [message for message, fate in traffic.fates if fate == "taken"]
+    for sender in range(SENDERS):
+        numbers = [number for by, number in taken if by == sender]
+        assert numbers == sorted(numbers)
+    admitted = {message for message, fate in traffic.fates if fate != "refused" and message[0] % 2}
+    assert Counter(traffic.told) == dict.fromkeys(admitted, 1)

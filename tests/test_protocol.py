@@ -1,0 +1,686 @@
+"""The wire protocol without a socket: any sequence of frames and answers, seen from the client's side."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import sys
+from collections import deque
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
+
+from grami_actors.errors import RETRYABLE, ErrorCode, GramiError
+from grami_actors.frames import BAD_MESSAGES_IN_A_ROW, CLOSE_ABUSE, CLOSE_UNSUPPORTED_DATA, Limits
+from grami_actors.messages import REQUEST_FIELDS, Message
+from grami_actors.protocol import Accepted, CancelRequest, Catalog, DescribeRequest, ServerProtocol
+
+
+class Work(Message, tag="work"):
+    n: int
+    words: tuple[str, ...] = ()
+    extra: dict[str, Any] | None = None
+
+
+class Fragile(Message, tag="fragile"):
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        {}[self.key]  # any exception but ValueError and TypeError, which msgspec turns into its own
+
+
+CATALOG = Catalog({"work": Work, "fragile": Fragile}, dict)
+SERVER = {"name": "grami_actors", "version": "0"}
+NO_ID = object()
+
+
+def connection(**limits: int) -> ServerProtocol:
+    return ServerProtocol("connection-1", CATALOG, Limits(**limits), SERVER)
+
+
+def frames(protocol: ServerProtocol) -> list[dict[str, Any]]:
+    return [json.loads(frame) for frame in protocol.data_to_send()]
+
+
+def send(protocol: ServerProtocol, now: float = 0.0, /, **fields: Any) -> Any:
+    return protocol.receive_text(json.dumps(fields), now)
+
+
+def accept(protocol: ServerProtocol, **fields: Any) -> int:
+    accepted = send(protocol, type="work", n=1, **fields)
+    assert isinstance(accepted, Accepted)
+    return accepted.key
+
+
+class Stream:
+    """What a client knows of one id, from its request to its terminal frame."""
+
+    def __init__(self, key: int, *, stream: bool) -> None:
+        self.key = key
+        self.stream = stream
+        self.seq = 0
+        self.progress = 0.0
+        self.chunks: list[Any] = []
+        self.emitted: list[Any] = []
+        self.dropped = 0
+        self.started = False
+        self.owed: dict[str, Any] = {}
+
+
+ids = st.sampled_from(["a", "b", "", "ä" * 128, 1, 0, -1, 2**70, "1"])
+maybe_id = st.one_of(st.just(NO_ID), ids)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+unknown_keys = st.dictionaries(
+    st.text(min_size=1, max_size=5).filter(lambda key: key not in REQUEST_FIELDS and key not in Work.__struct_fields__),
+    json_values,
+    max_size=2,
+)
+CODES = {code.value for code in ErrorCode}
+ERRORS = st.sampled_from(list(ErrorCode))
+BAD = {
+    "no_type": "INVALID_MESSAGE",
+    "unknown": "UNKNOWN_TYPE",
+    "no_field": "VALIDATION_FAILED",
+    "wrong_field": "VALIDATION_FAILED",
+    "background": "UNSUPPORTED_FEATURE",
+    "job": "UNSUPPORTED_FEATURE",
+    "timeout": "INVALID_MESSAGE",
+    "version": "UNSUPPORTED_VERSION",
+    "cancel": "VALIDATION_FAILED",
+}
+BAD_FIELDS: dict[str, dict[str, Any]] = {
+    "no_type": {},
+    "unknown": {"type": "wrok"},
+    "no_field": {"type": "work"},
+    "wrong_field": {"type": "work", "n": 1, "words": ["a", 2]},
+    "background": {"type": "work", "n": 1, "background": True},
+    "job": {"type": "job.get"},
+    "timeout": {"type": "work", "n": 1, "timeout_ms": 0},
+    "version": {"type": "hello", "protocol": 2},
+    "cancel": {"type": "cancel", "request_id": ["a"]},
+}
+
+
+class Wire(RuleBasedStateMachine):
+    """A client and agents that do anything in any order; ``read`` checks what the client may rely on."""
+
+    keys = Bundle("keys")
+
+    @initialize(limit=st.integers(1, 4))
+    def connect(self, limit: int) -> None:
+        self.protocol = connection(max_inflight=limit)
+        self.limit = limit
+        self.draining = False
+        self.binaries = 0
+        self.by_id: dict[Any, Stream] = {}
+        self.by_key: dict[int, Any] = {}  # key to the id of what is in flight, or NO_ID
+        self.plain: deque[dict[str, Any]] = deque()  # what each plain request is owed, empty while it is worked on
+        self.plain_by_key: dict[int, dict[str, Any]] = {}
+        self.counter = itertools.count(1)
+        self.now = 0.0
+
+    # --- the client's view ---
+
+    def read(self, *, refused: tuple[Any, str] | None = None, others: int = 0) -> list[dict[str, Any]]:
+        """Take what was sent; ``refused`` is the one answer to a message that was not accepted."""
+        rest = []
+        for frame in frames(self.protocol):
+            kind = frame.get("type")
+            if kind is None:
+                self.read_plain(frame)
+            elif refused is not None and kind == "response" and refused[0] is not NO_ID:
+                self.read_refusal(frame, *refused)
+                refused = None
+            elif kind in {"response", "response.started", "response.progress", "response.chunk"}:
+                self.read_envelope(frame)
+            else:
+                rest.append(frame)
+        assert refused is None or refused[0] is NO_ID
+        assert len(rest) == others
+        return rest
+
+    def read_plain(self, frame: dict[str, Any]) -> None:
+        owed = self.plain.popleft()
+        assert owed, "answered before its turn"
+        if "data" in owed:
+            assert frame == owed
+        else:
+            assert set(frame) == {"status", "error_code", "message"}
+            assert (frame["status"], frame["error_code"]) == ("error", owed["error_code"])
+
+    def read_refusal(self, frame: dict[str, Any], request_id: Any, code: str) -> None:
+        assert (frame["id"], type(frame["id"])) == (request_id, type(request_id))
+        assert (frame["seq"], frame["status"], frame["error_code"]) == (1, "error", code)
+        assert frame["retryable"] is (code in RETRYABLE)
+
+    def read_envelope(self, frame: dict[str, Any]) -> None:
+        stream = self.by_id[frame["id"]]  # a frame of an id that is not in flight has no entry here
+        stream.seq += 1
+        assert frame["seq"] == stream.seq
+        if frame["type"] == "response":
+            assert stream.chunks == stream.emitted
+            assert frame.pop("duration_ms") >= 0
+            told = {key: value for key, value in frame.items() if key not in {"type", "id", "seq", "message"}}
+            assert told == stream.owed
+            del self.by_id[frame["id"]]
+            return
+        assert stream.stream
+        if frame["type"] == "response.progress":
+            assert stream.progress <= frame["progress"] <= 1.0
+            stream.progress = frame["progress"]
+        elif frame["type"] == "response.chunk":
+            stream.chunks.append(frame["data"])
+        else:
+            assert not stream.started
+            stream.started = True
+
+    def in_flight(self, key: int) -> Stream | None:
+        request_id = self.by_key.get(key, NO_ID)
+        return None if request_id is NO_ID else self.by_id[request_id]
+
+    def refusal(self, request_id: Any) -> str:
+        """Why a valid request is not accepted now; empty if it is."""
+        if request_id is not NO_ID and request_id in self.by_id:
+            return "DUPLICATE_ID"
+        if len(self.by_key) >= self.limit:
+            return "TOO_MANY_INFLIGHT"
+        return "SHUTTING_DOWN" if self.draining else ""
+
+    def send(self, own_id: Any, /, **fields: Any) -> Any:
+        return send(self.protocol, self.now, **fields, **({} if own_id is NO_ID else {"id": own_id}))
+
+    def refused(self, request_id: Any, code: str) -> None:
+        if request_id is NO_ID:
+            self.plain.append({"error_code": code})
+        self.read(refused=(request_id, code))
+
+    # --- the client ---
+
+    @rule(target=keys, request_id=maybe_id, stream=st.booleans(), unknown=unknown_keys)
+    def request(self, request_id: Any, stream: bool, unknown: dict[str, Any]) -> Any:
+        number = next(self.counter)
+        action = self.send(request_id, **unknown, type="work", n=number, stream=stream)
+        code = "INVALID_MESSAGE" if stream and request_id is NO_ID else self.refusal(request_id)
+        if code:
+            assert action is None
+            self.refused(request_id, code)
+            return multiple()
+        assert isinstance(action, Accepted)
+        assert (action.message, action.stream) == (Work(n=number), stream)
+        return self.accepted(action.key, request_id, stream=stream)
+
+    @rule(target=keys, request_id=maybe_id)
+    def describe(self, request_id: Any) -> Any:
+        action = self.send(request_id, type="describe")
+        if code := self.refusal(request_id):
+            assert action is None
+            self.refused(request_id, code)
+            return multiple()
+        assert isinstance(action, DescribeRequest)
+        return self.accepted(action.key, request_id, stream=False)
+
+    def accepted(self, key: int, request_id: Any, *, stream: bool) -> int:
+        assert key not in self.by_key
+        self.by_key[key] = request_id
+        if request_id is NO_ID:
+            self.plain_by_key[key] = {}
+            self.plain.append(self.plain_by_key[key])
+        else:
+            self.by_id[request_id] = Stream(key, stream=stream)
+        self.read()
+        return key
+
+    @rule(request_id=ids)
+    def cancel(self, request_id: Any) -> None:
+        action = self.send(NO_ID, type="cancel", request_id=request_id)
+        found = self.by_id.get(request_id)
+        assert action == (None if found is None else CancelRequest(found.key))
+        self.read()
+
+    @rule(own=ids, request_id=ids)
+    def cancel_with_an_id(self, own: Any, request_id: Any) -> None:
+        if self.refusal(own) not in {"", "DUPLICATE_ID"}:
+            return  # see test_a_cancel_is_never_refused_for_the_load_that_it_would_lessen
+        found = self.by_id.get(request_id)
+        action = self.send(own, type="cancel", request_id=request_id)
+        if own in self.by_id:
+            assert action is None
+            self.refused(own, "DUPLICATE_ID")
+            return
+        assert action == (None if found is None else CancelRequest(found.key))
+        answer = frames(self.protocol)
+        assert [(frame["id"], frame["seq"], frame["data"]) for frame in answer] == [
+            (own, 1, {"cancelled": found is not None})
+        ]
+
+    @rule(request_id=maybe_id, kind=st.sampled_from(sorted(BAD)))
+    def bad(self, request_id: Any, kind: str) -> None:
+        assert self.send(request_id, **BAD_FIELDS[kind]) is None
+        self.refused(request_id, BAD[kind])
+
+    @rule(
+        text=st.sampled_from(
+            ["", "{", "[]", "null", '"x"', "\ud800", '{"type":"work","id":{}}', '{"type":"work","id":1.5}']
+        )
+    )
+    def not_a_message(self, text: str) -> None:
+        assert self.protocol.receive_text(text, self.now) is None
+        self.refused(NO_ID, "INVALID_MESSAGE" if text.startswith(("[", "n", '"', "{" + '"')) else "INVALID_JSON")
+
+    @rule(request_id=maybe_id, kind=st.sampled_from(["ping", "hello"]))
+    def control(self, request_id: Any, kind: str) -> None:
+        assert self.send(request_id, type=kind) is None
+        (answer,) = self.read(others=1)
+        assert answer["type"] == {"ping": "pong", "hello": "welcome"}[kind]
+        assert answer.get("id", NO_ID) == request_id
+
+    @rule(really=st.integers(0, 3))
+    def binary(self, really: int) -> None:
+        if really == 0:
+            self.binaries += 1
+            self.protocol.receive_binary(self.now)
+            if self.binaries == 1:
+                self.refused(NO_ID, "UNSUPPORTED_ENCODING")
+
+    # --- the agents, which may also speak of what is long over ---
+
+    @rule(key=keys)
+    def started(self, key: int) -> None:
+        self.protocol.started(key, "writer")
+        stream = self.in_flight(key)
+        self.read()
+        assert stream is None or stream.started is stream.stream
+
+    @rule(key=keys, data=json_values, room=st.booleans())
+    def chunk(self, key: int, data: Any, room: bool) -> None:
+        self.protocol.chunk(key, data, room=room)
+        stream = self.in_flight(key)
+        if stream is not None and stream.stream:
+            stream.emitted.extend([data] * room)
+            stream.dropped += not room
+        self.read()
+
+    @rule(key=keys, fraction=st.floats() | st.integers(), room=st.booleans())
+    def progress(self, key: int, fraction: float, room: bool) -> None:
+        stream = self.in_flight(key)
+        before = 0.0 if stream is None else stream.progress
+        self.protocol.progress(key, fraction, "words", room=room)
+        self.read()
+        if stream is not None and stream.stream and room and 0 <= fraction <= 1:
+            assert stream.progress == max(before, fraction)
+
+    @rule(key=keys, error=st.none() | ERRORS, value=json_values | st.just({"n": {1.5j}}), step=st.floats(-5, 5))
+    def finish(self, key: int, error: ErrorCode | None, value: Any, step: float) -> None:
+        self.now += step
+        slot = self.protocol.finish(key, value, error and GramiError("no", code=error), self.now)
+        assert (slot is None) is (key not in self.by_key)
+        if slot is None:
+            assert frames(self.protocol) == []
+            return
+        code = error or ("AGENT_EXECUTION_FAILED" if value == {"n": {1.5j}} else None)
+        owed = {"status": "error", "error_code": code} if code else {"status": "success", "data": value}
+        stream = self.in_flight(key)
+        request_id = self.by_key.pop(key)
+        if stream is None:
+            self.plain_by_key[key].update(owed)
+        else:
+            dropped = {"chunks_dropped": stream.dropped} if stream.dropped else {}
+            stream.owed = owed | ({"retryable": code in RETRYABLE} if code else dropped)
+        self.read()
+        assert request_id is NO_ID or request_id not in self.by_id
+
+    @rule(really=st.integers(0, 9))
+    def drain(self, really: int) -> None:
+        if really == 0:
+            self.protocol.draining = self.draining = True
+
+    # --- always ---
+
+    @invariant()
+    def a_plain_answer_waits_for_nothing_but_its_turn(self) -> None:
+        assert not self.plain or not self.plain[0]
+
+    @invariant()
+    def what_is_in_flight_is_known_and_bounded(self) -> None:
+        assert sorted(self.protocol.inflight) == sorted(self.by_key)
+        assert len(self.by_key) <= self.limit
+
+    @invariant()
+    def only_a_second_binary_frame_closes(self) -> None:
+        assert self.protocol.close_code == (CLOSE_UNSUPPORTED_DATA if self.binaries > 1 else None)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "protocol"):
+            return
+        for key in tuple(self.by_key):
+            self.finish(key, ErrorCode.CANCELLED, None, 0.0)
+        assert (self.by_id, self.plain, self.protocol.inflight) == ({}, deque(), ())
+
+
+Wire.TestCase.settings = settings(
+    max_examples=200, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+TestWire = Wire.TestCase
+
+
+# --- any text at all ---
+
+any_text = st.text(st.characters(exclude_categories=[]), max_size=80)
+VALID = [
+    {"type": "work", "n": 1, "words": ["a"], "extra": {"a": [1.5, None]}, "id": "1", "stream": True, "to": "writer"},
+    {"type": "work", "n": 1, "timeout_ms": 5, "meta": {"traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01"}},
+    {"type": "cancel", "request_id": "busy", "id": 5},
+    {"type": "hello", "protocol": 1, "client": {"name": "x"}},
+    {"type": "describe", "id": "d"},
+    {"type": "ping", "id": "p"},
+]
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> str:
+    """A valid message with one value replaced, or a piece of its text."""
+    message = dict(draw(st.sampled_from(VALID)))
+    if draw(st.booleans()):
+        message[draw(st.sampled_from(sorted(message)) | st.text(max_size=3))] = draw(json_values)
+    text = json.dumps(message, ensure_ascii=draw(st.booleans()))
+    start = draw(st.integers(0, len(text)))
+    return text[:start] + draw(st.just("") | any_text) + text[start + draw(st.integers(0, 6)) :]
+
+
+def answers_to(text: str) -> list[dict[str, Any]]:
+    """Send one text while another request is in flight; check what must hold for every answer."""
+    protocol = connection()
+    busy = accept(protocol, id="busy", stream=True)
+    action = protocol.receive_text(text, 1.0)
+    answers = frames(protocol)
+    assert protocol.close_code is None
+    assert busy in protocol.inflight
+    assert len(answers) + isinstance(action, Accepted | DescribeRequest) <= 1
+    for answer in answers:
+        if answer.get("status") == "error":
+            assert answer["error_code"] in CODES
+            assert answer["message"]
+            assert isinstance(answer.get("param", ""), str)
+        else:
+            assert answer.get("type") in {"pong", "welcome", "response"}
+    return answers
+
+
+@settings(max_examples=300)
+@given(any_text | json_values.map(json.dumps))
+def test_what_is_no_message_is_answered_and_never_raises_or_closes(text: str) -> None:
+    (answer,) = answers_to(text)
+    assert answer["status"] == "error"
+
+
+@settings(max_examples=600)
+@given(mutated())
+def test_a_damaged_message_never_raises_and_never_closes(text: str) -> None:
+    answers_to(text)
+
+
+@given(
+    st.sampled_from(VALID),
+    st.sampled_from(["client", "request_id", "meta", "extra", "n", "id", "type", "x"]),
+    json_values,
+)
+def test_a_wrong_value_in_any_field_never_raises_and_never_closes(valid: dict[str, Any], key: str, value: Any) -> None:
+    answers_to(json.dumps(valid | {key: value}))
+
+
+def nested(kind: str, field: str, depth: int) -> str:
+    return f'{{"type":"{kind}","n":1,"{field}":' + '{"a":' * depth + "1" + "}" * (depth + 1)
+
+
+@pytest.mark.parametrize("kind", ["work", "ping", "describe", "nobody"])
+def test_a_message_of_any_depth_never_raises_and_never_closes(kind: str) -> None:
+    for depth in range(1, sys.getrecursionlimit() + 50, 3):
+        answers_to(nested(kind, "extra", depth))
+
+
+@pytest.mark.parametrize("kind", ["hello", "cancel"])
+def test_a_control_message_of_any_depth_never_raises_and_never_closes(kind: str) -> None:
+    for depth in range(sys.getrecursionlimit() - 200, sys.getrecursionlimit() + 50):
+        answers_to(nested(kind, "x", depth))
+
+
+def test_a_message_type_that_fails_to_check_itself_never_raises_and_never_closes() -> None:
+    (answer,) = answers_to('{"type":"fragile","id":"1","key":"k"}')
+    assert answer["error_code"] == "VALIDATION_FAILED"
+
+
+# --- what a request says ---
+
+
+def test_a_validation_error_names_the_field() -> None:
+    protocol = connection()
+    for fields, param in (
+        ({"type": "work", "n": "1"}, "$.n"),
+        ({"type": "work"}, "$.n"),
+        ({"type": "work", "n": 1, "words": ["a", 2]}, "$.words[1]"),
+        ({"type": "work", "n": 1, "timeout_ms": "soon"}, "$.timeout_ms"),
+        ({"type": "hello", "client": 5}, "$.client"),
+    ):
+        send(protocol, id="1", **fields)
+        (answer,) = frames(protocol)
+        assert (answer["param"], answer["id"]) == (param, "1")
+        assert param in answer["message"]
+
+
+def test_a_misspelt_type_is_told_the_nearest_one() -> None:
+    protocol = connection()
+    send(protocol, type="wrok")
+    assert "did you mean 'work'?" in frames(protocol)[0]["message"]
+
+
+@given(st.none() | st.integers(1, 10**30), st.integers(1, 10**6), st.integers(1, 10**6))
+def test_a_deadline_is_what_was_asked_for_up_to_the_limit(asked: int | None, usual: int, longest: int) -> None:
+    protocol = connection(request_timeout_ms=usual, max_timeout_ms=longest)
+    accepted = send(protocol, type="work", n=1, timeout_ms=asked, to="writer")
+    assert accepted.timeout == min(asked or usual, longest) / 1000
+    assert accepted.to == "writer"
+
+
+hexadecimal = st.text("0123456789abcdef", min_size=32, max_size=32).filter(lambda text: set(text) != {"0"})
+
+
+@given(hexadecimal, hexadecimal, st.sampled_from(["00", "01"]))
+def test_a_traceparent_gives_the_request_its_trace(trace: str, parent: str, flags: str) -> None:
+    parent = parent[:15] + "1"
+    accepted = send(connection(), type="work", n=1, meta={"traceparent": f"00-{trace}-{parent}-{flags}"})
+    assert accepted.trace_id == trace
+
+
+@pytest.mark.parametrize(
+    "parent",
+    [
+        None,
+        5,
+        "",
+        "00",
+        "A" * 55,
+        "00-" + "A" * 32 + "-" + "b" * 16 + "-01",
+        " 00-" + "a" * 32 + "-" + "b" * 16 + "-01",
+    ],
+)
+def test_what_is_no_traceparent_is_ignored(parent: Any) -> None:
+    assert send(connection(), type="work", n=1, meta={"traceparent": parent}).trace_id == ""
+    assert send(connection(), type="work", n=1, meta={"tracestate": "x"}).trace_id == ""
+
+
+@pytest.mark.parametrize(
+    "parent",
+    [
+        "00-" + "0" * 32 + "-" + "b" * 16 + "-01",
+        "00-" + "a" * 32 + "-" + "0" * 16 + "-01",
+        "ff-" + "a" * 32 + "-" + "b" * 16 + "-01",
+        "00-" + "a" * 32 + "-" + "b" * 16 + "-01-more",
+        "01-" + "a" * 32 + "-" + "b" * 16 + "-01more",
+    ],
+)
+def test_a_traceparent_that_the_standard_calls_invalid_is_ignored(parent: str) -> None:
+    assert send(connection(), type="work", n=1, meta={"traceparent": parent}).trace_id == ""
+
+
+# --- abuse ---
+
+
+@given(st.lists(st.integers(0, BAD_MESSAGES_IN_A_ROW + 5), max_size=4))
+def test_a_client_is_cut_off_exactly_when_its_bad_messages_are_a_hundred_in_a_row(runs: list[int]) -> None:
+    protocol = connection()
+    for run in runs:
+        for _ in range(run):
+            send(protocol, type="nobody")
+        send(protocol, type="ping")
+    assert (protocol.close_code == CLOSE_ABUSE) is any(run >= BAD_MESSAGES_IN_A_ROW for run in runs)
+
+
+@pytest.mark.parametrize("draining", [False, True])
+def test_a_client_that_may_try_again_later_is_not_cut_off(draining: bool) -> None:
+    protocol = connection(max_inflight=64)
+    protocol.draining = draining
+    for number in range(200):
+        send(protocol, type="work", n=number, id=number)
+    assert {frame["error_code"] for frame in frames(protocol)} <= RETRYABLE
+    assert protocol.close_code is None
+
+
+@pytest.mark.parametrize("draining", [False, True])
+def test_a_cancel_is_never_refused_for_the_load_that_it_would_lessen(draining: bool) -> None:
+    protocol = connection(max_inflight=1)
+    key = accept(protocol, id="slow")
+    protocol.draining = draining
+    assert send(protocol, type="cancel", id="c", request_id="slow") == CancelRequest(key)
+    assert frames(protocol)[0]["data"] == {"cancelled": True}
+
+
+@given(st.lists(st.sampled_from(["work", "finish", "nobody", "ping"]), max_size=30))
+def test_answers_that_wait_for_a_slow_plain_one_are_counted_byte_by_byte(steps: list[str]) -> None:
+    protocol = connection()
+    slow = accept(protocol)
+    waiting = []
+    for step in steps:
+        if step == "finish" and waiting:
+            protocol.finish(waiting.pop(), {"some": "data"}, None, 0.0)
+        elif isinstance(action := send(protocol, type=step, n=1), Accepted):
+            waiting.append(action.key)
+    protocol.data_to_send()
+    for key in waiting:
+        protocol.finish(key, None, None, 0.0)
+    held = protocol.held_bytes
+    protocol.finish(slow, None, None, 0.0)
+    assert held == sum(map(len, protocol.data_to_send()[1:]))
+    assert protocol.held_bytes == 0
+
+
+# --- what cannot be sent ---
+
+
+class Nowhere(tzinfo):
+    def utcoffset(self, dt: datetime | None) -> timedelta | None:
+        raise KeyError("no such zone")
+
+
+RING: list[Any] = []
+RING.append(RING)
+UNFIT = [object(), {object(): 1}, {(1, 2): 3}, "\ud800", RING, 1.5j, [b"x", object()]]
+
+
+@pytest.mark.parametrize("value", UNFIT, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("fields", [{}, {"id": "1"}, {"id": "1", "stream": True}])
+def test_an_answer_that_cannot_be_sent_is_an_error_and_the_one_terminal_frame(
+    fields: dict[str, Any], value: Any
+) -> None:
+    protocol = connection()
+    protocol.finish(accept(protocol, **fields), value, None, 0.0)
+    (answer,) = frames(protocol)
+    assert (answer["status"], answer["error_code"]) == ("error", "AGENT_EXECUTION_FAILED")
+    assert type(value).__name__ in answer["message"]
+    assert protocol.inflight == ()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, {1, 2}, b"x", {1.5: 2}, 2**70, datetime(2026, 1, 1, tzinfo=UTC)])
+def test_what_json_has_no_word_for_is_still_json(value: Any) -> None:
+    protocol = connection()
+    protocol.finish(accept(protocol), value, None, 0.0)
+    assert json.loads(protocol.data_to_send()[0], parse_constant=pytest.fail)["status"] == "success"
+
+
+def test_an_answer_whose_own_code_fails_while_it_is_encoded_is_an_error() -> None:
+    protocol = connection()
+    protocol.finish(accept(protocol, id="1"), datetime(2026, 1, 1, tzinfo=Nowhere()), None, 0.0)
+    assert frames(protocol)[0]["error_code"] == "AGENT_EXECUTION_FAILED"
+
+
+@pytest.mark.parametrize("value", UNFIT, ids=lambda value: type(value).__name__)
+def test_a_chunk_that_cannot_be_sent_never_raises_and_leaves_no_gap(value: Any) -> None:
+    protocol = connection()
+    key = accept(protocol, id="1", stream=True)
+    protocol.chunk(key, value)
+    protocol.chunk(key, "fine")
+    protocol.finish(key, "all", None, 0.0)
+    answers = frames(protocol)
+    assert [answer["seq"] for answer in answers] == list(range(1, len(answers) + 1))
+    assert answers[-1]["type"] == "response"
+
+
+@pytest.mark.parametrize(("fraction", "message"), [(0.5, "\ud800"), (0.5, object()), ("half", ""), (None, "")])
+def test_a_progress_that_cannot_be_sent_never_raises_and_leaves_no_gap(fraction: Any, message: Any) -> None:
+    protocol = connection()
+    key = accept(protocol, id="1", stream=True)
+    protocol.progress(key, fraction, message)
+    protocol.finish(key, "all", None, 0.0)
+    answers = frames(protocol)
+    assert [answer["seq"] for answer in answers] == list(range(1, len(answers) + 1))
+
+
+@pytest.mark.parametrize("fields", [{}, {"id": "1"}])
+def test_an_error_carries_its_words_and_never_a_traceback(fields: dict[str, Any]) -> None:
+    protocol = connection()
+    key = accept(protocol, **fields)
+    try:
+        try:
+            raise KeyError("the cause")
+        except KeyError as cause:
+            raise GramiError("the words", code="UPSTREAM_ERROR", param="$.n", retry_after_ms=5) from cause
+    except GramiError as error:
+        protocol.finish(key, None, error, 0.25)
+    (frame,) = protocol.data_to_send()
+    assert not any(trace in frame for trace in (b"Traceback", b"the cause", b".py", b"line "))
+    assert json.loads(frame) == {"status": "error", "error_code": "UPSTREAM_ERROR", "message": "the words"} | (
+        {
+            "type": "response",
+            "id": "1",
+            "seq": 1,
+            "retryable": True,
+            "duration_ms": 250,
+            "retry_after_ms": 5,
+            "param": "$.n",
+        }
+        if fields
+        else {}
+    )
+
+
+@pytest.mark.parametrize("fields", [{}, {"id": "1"}])
+def test_an_error_whose_words_cannot_be_sent_keeps_its_code(fields: dict[str, Any]) -> None:
+    protocol = connection()
+    protocol.finish(accept(protocol, **fields), None, GramiError("\ud800", code="CANCELLED"), 0.0)
+    assert frames(protocol)[0]["error_code"] == "CANCELLED"
+
+
+def test_what_is_sent_is_handed_over_once() -> None:
+    protocol = connection()
+    send(protocol, type="ping", id=1)
+    assert protocol.data_to_send() == [msgspec.json.encode({"type": "pong", "id": 1})]
+    assert protocol.data_to_send() == []

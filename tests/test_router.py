@@ -1,0 +1,285 @@
+"""The routing table and the router: names, pools, types and topics."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grami_actors.actor import Actor
+from grami_actors.cell import Cell, Spec
+from grami_actors.errors import AgentUnavailable, DestinationNotFound, NameTaken
+from grami_actors.future import Future
+from grami_actors.lanes.loop import LoopLane
+from grami_actors.messages import Envelope, Message
+from grami_actors.router import Forward, Pool, RoutingTable
+from grami_actors.system import ActorSystem
+from tests.conftest import running
+
+
+class Draft(Message):
+    number: int = 0
+
+
+class Review(Message):
+    pass
+
+
+class Keeper(Actor):
+    """Keeps what it gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def on_receive(self, message: Any) -> Any:
+        self.seen.append(message)
+        return self.name, list(self.seen)
+
+
+@contextmanager
+def cells(count: int) -> Iterator[list[Cell]]:
+    """Cells of actors that run, on a loop that does not: what they are sent stays in their mailboxes."""
+    loop, system = asyncio.new_event_loop(), ActorSystem()
+    try:
+        made = [
+            Cell(system, LoopLane(loop, system.now), Spec(Keeper), f"w-{n}", f"urn:{n}", None) for n in range(count)
+        ]
+        for cell in made:
+            cell.state = "running"
+        yield made
+    finally:
+        loop.close()
+
+
+def pool_of(members: list[Cell]) -> Pool:
+    table = RoutingTable()
+    for cell in members:
+        table.join("pool", cell)
+    return table.pools["pool"]
+
+
+# --- pools ---
+
+loads = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.booleans()), min_size=1, max_size=6)
+
+
+@given(loads)
+def test_a_pool_picks_the_one_with_the_least_to_do_of_those_that_run(wanted: list[tuple[int, int, bool]]) -> None:
+    with cells(len(wanted)) as members:
+        for cell, (queued, working, runs) in zip(members, wanted, strict=True):
+            for _ in range(queued):
+                cell.mailbox.put(Envelope(None))
+            cell.working = working
+            cell.state = "running" if runs else "restarting"
+        picked = pool_of(members).pick()
+        expected = min((not runs, queued + working) for queued, working, runs in wanted)
+        assert (picked.state != "running", len(picked.mailbox) + picked.working) == expected
+
+
+@given(st.integers(1, 6), st.integers(1, 4))
+def test_equals_take_turns_so_that_everyone_has_one_before_anyone_has_two(count: int, rounds: int) -> None:
+    with cells(count) as members:
+        pool = pool_of(members)
+        for _ in range(rounds):
+            assert {pool.pick().name for _ in range(count)} == {cell.name for cell in members}
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=5), st.integers(1, 40))
+def test_messages_that_nobody_takes_fill_the_mailboxes_evenly(before: list[int], more: int) -> None:
+    with cells(len(before)) as members:
+        for cell, queued in zip(members, before, strict=True):
+            for _ in range(queued):
+                cell.mailbox.put(Envelope(None))
+        pool = pool_of(members)
+        for _ in range(more):
+            pool.pick().mailbox.put(Envelope(None))
+        depths = [len(cell.mailbox) for cell in members]
+        assert sum(depths) == sum(before) + more
+        grown = [depth for depth, queued in zip(depths, before, strict=True) if depth > queued]
+        assert max(grown) - min(depths) <= 1
+
+
+@given(st.integers(2, 5), st.integers(0, 5))
+def test_equals_take_turns_also_when_another_is_busy(equals: int, busy: int) -> None:
+    with cells(equals + 1) as members:
+        busy %= equals + 1
+        members[busy].working = 10
+        pool = pool_of(members)
+        picked = [pool.pick() for _ in range(equals)]
+        assert len({cell.name for cell in picked}) == equals
+
+
+def test_the_name_of_a_pool_answers_also_when_all_its_members_are_gone() -> None:
+    table = RoutingTable()
+    table.types[Draft] = "pool"
+    with cells(2) as members:
+        for cell in members:
+            table.join("pool", cell)
+        table.remove(members[0])
+        assert [table.find("pool", None) for _ in range(3)] == [members[1]] * 3
+        table.remove(members[1])
+        for to, message in (("pool", None), ("", Draft())):
+            with pytest.raises(AgentUnavailable, match="pool is not running"):
+                table.find(to, message)
+        table.join("pool", members[0])
+        assert table.find("", Draft()) is members[0]
+
+
+def test_a_pool_may_be_read_by_any_thread_while_it_changes() -> None:
+    table, failures, done = RoutingTable(), [], threading.Event()
+    with cells(5) as members:
+        table.join("pool", members[0])
+
+        def read() -> None:
+            while not done.is_set():
+                try:
+                    table.find("pool", None)
+                except Exception as error:  # noqa: BLE001 - told to the test's own thread
+                    failures.append(error)
+
+        readers = [threading.Thread(target=read) for _ in range(3)]
+        for reader in readers:
+            reader.start()
+        for _ in range(300):
+            for cell in members[1:]:
+                table.join("pool", cell)
+            for cell in members[1:]:
+                table.remove(cell)
+        done.set()
+        for reader in readers:
+            reader.join()
+    assert failures == []
+
+
+# --- names, types, topics ---
+
+
+def test_a_name_has_one_holder_and_is_free_when_that_one_is_gone() -> None:
+    table = RoutingTable()
+    with cells(2) as (first, second):
+        second.name = first.name
+        table.claim("w-0", first)
+        for cell in (first, second):
+            with pytest.raises(NameTaken, match="'w-0' is taken"):
+                table.claim("w-0", cell)
+        table.remove(second)
+        assert table.find("w-0", None) is first
+        table.remove(first)
+        table.claim("w-0", second)
+        table.remove(first)
+        assert table.find("w-0", None) is second
+
+
+def test_a_message_goes_by_its_name_and_without_one_by_its_type() -> None:
+    table = RoutingTable()
+    with cells(2) as (first, second):
+        table.claim("w-0", first)
+        table.claim("w-1", second)
+        table.types[Draft] = "w-0"
+        assert table.find("", Draft()) is first
+        assert table.find("w-1", Draft()) is second
+        with pytest.raises(DestinationNotFound, match="no agent handles Review"):
+            table.find("", Review())
+        for nobody in ("writer", "W-0", "w-0 "):
+            with pytest.raises(DestinationNotFound, match="no agent or tool is named"):
+                table.find(nobody, Draft())
+
+
+@given(st.lists(st.tuples(st.sampled_from(["join", "leave"]), st.integers(0, 3), st.sampled_from("xy")), max_size=20))
+def test_a_topic_has_each_subscriber_once_in_order_until_it_is_removed(steps: list[tuple[str, int, str]]) -> None:
+    table = RoutingTable()
+    expected: dict[str, list[Cell]] = {"x": [], "y": []}
+    with cells(4) as members:
+        for step, number, topic in steps:
+            cell = members[number]
+            if step == "join":
+                table.subscribe(topic, cell)
+                expected[topic] += [cell] * (cell not in expected[topic])
+            else:
+                table.remove(cell)
+                expected = {name: [each for each in found if each is not cell] for name, found in expected.items()}
+            assert {name: list(table.topics.get(name, ())) for name in expected} == expected
+
+
+def test_what_is_removed_leaves_nothing_behind() -> None:
+    table = RoutingTable()
+    with cells(1) as (cell,):
+        table.claim(cell.name, cell)
+        table.subscribe("a topic of one conversation", cell)
+        table.remove(cell)
+    assert (table.cells, table.topics) == ({}, {})
+
+
+# --- the router ---
+
+
+def forward(system: ActorSystem, message: Any, to: str = "") -> Future[Any]:
+    answer: Future[Any] = Future()
+    system.router.tell(Forward(Envelope(message, answer, "connection-1"), to))
+    return answer
+
+
+async def test_the_router_hands_on_and_the_answer_goes_straight_back() -> None:
+    async with running() as system:
+        ref = await system.spawn(Keeper, name="keeper")
+        system.table.join("pool", ref._cell)
+        system.table.types[Draft] = "pool"
+        for to in ("", "pool", "keeper"):
+            assert (await forward(system, Draft(1), to))[0] == "keeper"
+
+
+async def test_what_the_router_cannot_hand_on_is_answered_with_the_reason() -> None:
+    async with running() as system:
+        ref = await system.spawn(Keeper, name="keeper")
+        system.table.join("pool", ref._cell)
+        with pytest.raises(DestinationNotFound):
+            await forward(system, Draft(), "nobody")
+        with pytest.raises(DestinationNotFound):
+            await forward(system, Review())
+        system.router.tell(Forward(Envelope(Draft(), None, ""), "nobody"))  # a tell: there is nobody to be told
+        await system.stop(ref)
+        with pytest.raises(AgentUnavailable):
+            await forward(system, Draft(), "pool")
+        assert system.router._cell.restarts == 0
+
+
+@pytest.mark.parametrize("inside", ["router", "connection-1", "child"])
+async def test_clients_reach_only_what_is_meant_for_them(inside: str) -> None:
+    async with running() as system:
+        if inside != "router":
+            await system.spawn(Keeper, name=inside)
+        with pytest.raises(DestinationNotFound, match="no agent or tool is named"):
+            await forward(system, Draft(), inside)
+
+
+@given(st.lists(st.sampled_from(["a", "b"]), max_size=30))
+@settings(max_examples=20, deadline=None)
+def test_messages_of_one_client_to_one_agent_keep_their_order_through_the_router(plan: list[str]) -> None:
+    async def play() -> None:
+        async with running() as system:
+            for name in ("a", "b"):
+                system.table.join(name, (await system.spawn(Keeper, name=name))._cell)
+            asked = [(to, number, forward(system, number, to)) for number, to in enumerate(plan)]
+            for to, number, answer in asked:
+                expected = [each for each, other in enumerate(plan[: number + 1]) if other == to]
+                assert await answer == (to, expected)
+
+    asyncio.run(play())
+
+
+async def test_more_requests_than_a_mailbox_holds_wait_for_room_in_order() -> None:
+    class Small(Keeper):
+        mailbox = 2
+
+    async with running() as system:
+        ref = await system.spawn(Small, name="small")
+        system.table.join("small", ref._cell)
+        answers = [forward(system, number, "small") for number in range(50)]
+        assert [(await answer)[1] for answer in answers] == [list(range(number + 1)) for number in range(50)]
