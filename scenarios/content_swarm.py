@@ -12,6 +12,7 @@ on with a text, so every prompt is a few finished examples and the beginning of 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import zlib
 from functools import partial
@@ -30,6 +31,9 @@ from grami_actors import (
     tool,
 )
 from grami_actors.scenario import Play, PlayClient, scenario
+
+PATIENCE = 300.0
+"""Seconds a client of the scenarios waits: the small model may share a busy machine."""
 
 LIMITS = {"twitter": 280, "tiktok": 300, "instagram": 2200, "facebook": 2200, "linkedin": 3000}
 """How many characters a platform takes; others get the smallest."""
@@ -80,32 +84,51 @@ class Verdict(msgspec.Struct):
 
 ANGLES = """\
 Topic: baking
-Angles: ["the smell of fresh bread", "easy cakes for beginners", "baking with children"]
+Three angles:
+["the smell of fresh bread", "easy cakes for beginners", "baking with children"]
 
 Topic: running
-Angles: ["quiet morning runs", "choosing the right shoes", "training for a first race"]
+Three angles:
+["quiet morning runs", "choosing the right shoes", "training for a first race"]
 
 Topic: books
-Angles: ["reading before bed", "stories that changed the world", "book clubs with friends"]
+Three angles:
+["reading before bed", "stories that changed the world", "book clubs with friends"]
+
+Topic: music
+Three angles:
+["learning a first instrument", "songs for long drives", "playing in a band"]
 
 Topic: {niche}
-Angles:"""
+Three angles:
+"""
 
 ANGLES_SCHEMA = {
     "type": "array",
-    "items": {"type": "string", "minLength": 8, "maxLength": 40},
+    "items": {"type": "string", "minLength": 8, "maxLength": 60},
     "minItems": 3,
     "maxItems": 3,
 }
 
+FALLBACK = ("first steps", "small habits that last", "what nobody tells you")
+
 # How a text of a style begins, and examples of how it goes on: topic, angle, rest.
 STYLES = {
-    "tip": (
-        "The easiest way to get better at {niche} is to",
+    "best": (
+        "The best thing about {niche} is",
         (
-            ("baking", "baking with children", "let them measure the flour. Small hands learn quickly."),
-            ("running", "training for a first race", "go slowly and go often. Your legs need time to get strong."),
-            ("music", "learning an instrument", "practice one difficult bar slowly. Your hands will learn the way."),
+            (
+                "baking",
+                "the smell of fresh bread",
+                "the smell that fills the whole house. Start a small dough tonight.",
+            ),
+            (
+                "running",
+                "quiet morning runs",
+                "the quiet hour before the city wakes up. Put your shoes next to the door.",
+            ),
+            ("books", "reading before bed", "that a good story waits for you every night. Ten pages are enough."),
+            ("music", "playing in a band", "that everyone can join in. Sing one song with your friends this week."),
         ),
     ),
     "start": (
@@ -116,8 +139,9 @@ STYLES = {
                 "easy cakes for beginners",
                 "a simple sponge cake. You only need flour, eggs and a little time.",
             ),
-            ("running", "quiet morning runs", "ten easy minutes around the block. Walk when you are tired."),
-            ("reading", "reading before bed", "a short book that makes you laugh. Ten pages are enough."),
+            ("running", "training for a first race", "ten easy minutes around the block. Walk when you are tired."),
+            ("books", "book clubs with friends", "a short book that makes you laugh. Then lend it to a friend."),
+            ("music", "learning a first instrument", "one song that you love. Learn three chords and play it."),
         ),
     ),
     "mood": (
@@ -129,12 +153,13 @@ STYLES = {
                 "make the house smell like home. One warm loaf and the day is saved.",
             ),
             ("running", "quiet morning runs", "start the day. One quiet street and a clear head."),
-            ("reading", "reading before bed", "travel without leaving the sofa. One good book and a cup of tea."),
+            ("books", "reading before bed", "travel without leaving the sofa. One good book and a cup of tea."),
+            ("music", "songs for long drives", "say what words cannot. One song and everyone smiles."),
         ),
     ),
 }
 
-PLANS = {"caption": ("mood", "mood", "start"), "tip": ("tip", "tip", "start")}
+PLANS = {"caption": ("mood", "mood", "best"), "tip": ("start", "start", "best")}
 """Which styles are tried for a content type; one of each for those not named."""
 
 
@@ -147,11 +172,11 @@ def draft_prompt(draft: Draft) -> tuple[str, str]:
     """The prompt, and the beginning of the text that the model is to go on with."""
     opening, examples = STYLES[draft.style]
     shots = [
-        f"Topic: {niche}\nAngle: {angle}\nText: {opening.format(niche=niche, Niche=capitalised(niche))} {rest}\n\n"
+        f"Topic: {niche}, {angle}\nText: {opening.format(niche=niche, Niche=capitalised(niche))} {rest}\n\n"
         for niche, angle, rest in examples
     ]
     begin = opening.format(niche=draft.niche, Niche=capitalised(draft.niche))
-    return f"{''.join(shots)}Topic: {draft.niche}\nAngle: {draft.angle}\nText: {begin}", begin
+    return f"{''.join(shots)}Topic: {draft.niche}, {draft.angle}\nText: {begin}", begin
 
 
 # --- tools ---------------------------------------------------------------------------------------------------
@@ -169,7 +194,7 @@ def hashtags(niche: str, angle: str = "", limit: int = 4) -> list[str]:
 
 @tool(lane="loop", timeout=5)
 def score(text: str, niche: str, limit: int) -> float:
-    """How good a draft is, from 0 to 1: long enough, within the limit, whole sentences, little repetition."""
+    """How good a draft is, from 0 to 1: long enough, within the limit, whole sentences, nothing repeated or copied."""
     words = re.findall(r"[\w']+", text.lower())
     if not words or len(text) > limit:
         return 0.0
@@ -177,7 +202,9 @@ def score(text: str, niche: str, limit: int) -> float:
     variety = len(set(words)) / len(words)
     whole = 1.0 if text.rstrip().endswith((".", "!", "?")) else 0.4
     topic = 1.0 if niche.lower() in text.lower() else 0.6
-    return round(length * variety * whole * topic, 3)
+    examples = [rest for _, shots in STYLES.values() for *_, rest in shots]
+    copied = any(sentence in text for rest in examples for sentence in rest.split(". ") if len(sentence) > 20)
+    return round(length * variety * whole * topic * (0.3 if copied else 1.0), 3)
 
 
 # --- agents --------------------------------------------------------------------------------------------------
@@ -212,11 +239,15 @@ class Strategist(Agent, concurrency=32):
         return ContentPost(text, tags)
 
     async def plan(self, niche: str, seed: int) -> list[str]:
-        """Three angles on a niche, from the model."""
-        prompt = Prompt(
-            text=ANGLES.format(niche=niche), schema=ANGLES_SCHEMA, seed=seed, temperature=0.3, max_tokens=64
-        )
-        return msgspec.json.decode(await self.generate(prompt), type=list[str])
+        """Three angles on a niche, from the model; a small one does not always find three different ones."""
+        for attempt in range(3):
+            text = ANGLES.format(niche=niche)
+            prompt = Prompt(text=text, schema=ANGLES_SCHEMA, seed=seed + attempt, temperature=0.3, max_tokens=96)
+            with contextlib.suppress(GramiError, msgspec.DecodeError):
+                angles = msgspec.json.decode(await self.generate(prompt), type=list[str])
+                if len({angle.lower() for angle in angles}) == len(angles) == len(FALLBACK):
+                    return angles
+        return list(FALLBACK)
 
 
 class Writer(Agent, instances=3):
@@ -227,7 +258,7 @@ class Writer(Agent, instances=3):
         prompt, begin = draft_prompt(draft)
         self.emit({"from": self.name, "text": begin})
         pieces = [begin]
-        asked = Prompt(text=prompt, seed=draft.seed, temperature=0.4, max_tokens=60, stop=("\n", "<"))
+        asked = Prompt(text=prompt, seed=draft.seed, temperature=0.3, max_tokens=48, stop=("\n", "<"))
         async for piece in self.generate(asked):
             pieces.append(piece)
             self.emit({"from": self.name, "text": piece})
@@ -248,20 +279,20 @@ class Critic(Agent, concurrency=8):
 
 SCRIPT = ScriptedModel(
     {
-        "Angles:": '["first steps at home", "small habits that last", "what nobody tells you"]',
-        "Topic: coffee\nAngles:": '["brewing at home", "slow mornings with a cup", "beans from far away"]',
-        "Topic: remote work\nAngles:": '["calm calls with the team", "a desk of your own", "ending the day on time"]',
-        "Topic: gardening\nAngles:": '["tomatoes on the balcony", "quiet evenings outside", "seeds in early spring"]',
-        "The easiest way to get better at": " do a little of it every day. Small steps are easy to repeat.",
+        "Three angles:": '["first steps at home", "small habits that last", "what nobody tells you"]',
+        "Topic: coffee\nThree angles:": '["brewing at home", "slow mornings with a cup", "beans from far away"]',
+        "Topic: remote work\nThree angles:": '["calm calls with the team", "a desk of your own", "ending on time"]',
+        "Topic: gardening\nThree angles:": '["tomatoes on the balcony", "quiet evenings", "seeds in early spring"]',
+        "The best thing about": " how little you need to begin. Small steps are easy to repeat.",
         "New to": " one small thing that you can finish today. Tomorrow you will want the next one.",
         "is my favorite way to": " come back to myself. One quiet hour and the day looks different.",
-        "get better at coffee is to": " grind the beans just before you brew. Freshness does most of the work.",
+        "The best thing about coffee is": " the smell before the first sip. Grind the beans just before you brew.",
         "New to coffee? Start with": " a simple filter and good water. Taste it before you add anything.",
         "Coffee is my favorite way to": " begin slowly. One warm cup, an open window and no hurry at all.",
-        "get better at remote work is to": " write things down. Clear notes save your whole team a meeting.",
+        "The best thing about remote work is": " that your day is yours to arrange. Begin it with the hardest task.",
         "New to remote work? Start with": " a fixed hour to stop. The work will still be there in the morning.",
+        "The best thing about gardening is": " that it grows while you sleep. Look again at dawn.",
         "Gardening is my favorite way to": " slow down. Two hands in the soil and the evening takes its time.",
-        "New to gardening? Start with": " one pot of tomatoes. They forgive almost everything but thirst.",
     }
 )
 
@@ -286,7 +317,7 @@ def check_post(play: Play, who: str, post: dict[str, object], niche: str, limit:
 async def ask_and_check(play: Play, client: PlayClient, platform: str, niche: str, content_type: str) -> None:
     """One client asks for one post, watches it being written, and checks it."""
     request = ContentRequest(platform=platform, niche=niche, content_type=content_type)
-    post, frames = await client.write(request)
+    post, frames = await client.write(request, timeout=PATIENCE)
     check_post(play, client.name, post, niche, LIMITS[platform])
     chunks = [frame.data for frame in frames if frame.type == "response.chunk"]
     writers = {chunk["from"] for chunk in chunks}
@@ -311,14 +342,14 @@ async def a_writer_dies(play: Play) -> None:
     """A writer is killed in the middle of a draft: it is restarted, and the client still gets its post."""
     dave = await play.client("dave")
     post, killed = None, ""
-    async for frame in dave.stream(ContentRequest(platform="instagram", niche="coffee")):
+    async for frame in dave.stream(ContentRequest(platform="instagram", niche="coffee"), timeout=PATIENCE):
         if frame.type == "response.chunk" and not killed:
             killed = frame.data["from"]
             play.kill(killed)
         post = frame.data
     play.check("a writer was killed", killed)
     check_post(play, "dave", post, "coffee", LIMITS["instagram"])
-    again = await dave.request(Draft("coffee", "brewing at home", "start", 7), to=killed)
+    again = await dave.request(Draft("coffee", "brewing at home", "start", 7), to=killed, timeout=PATIENCE)
     play.check(f"{killed} writes again under the same name", again.startswith("New to coffee"), again)
 
 
@@ -337,5 +368,5 @@ async def what_goes_wrong_is_said(play: Play) -> None:
             play.check(f"{code} is answered", error.error_code == code, str(error))
         else:
             play.check(f"{code} is answered", condition=False)
-    post = await erin.request("content_request", platform="instagram", niche="coffee")
+    post = await erin.request("content_request", platform="instagram", niche="coffee", timeout=PATIENCE)
     check_post(play, "erin", post, "coffee", LIMITS["instagram"])

@@ -10,6 +10,7 @@ import sys
 import tokenize
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,6 +77,7 @@ class Function(NamedTuple):
     node: ast.FunctionDef | ast.AsyncFunctionDef
 
 
+@cache
 def parsed(file: Path) -> ast.Module:
     return ast.parse(file.read_text())
 
@@ -140,14 +142,16 @@ def functions(tree: ast.Module) -> list[Function]:
     ]
 
 
-def code_lines(text: str) -> set[int]:
+@cache
+def code_lines(file: Path) -> frozenset[int]:
     """The numbers of the lines that hold code: no blank lines, no comments, no docstrings."""
+    text = file.read_text()
     found: set[int] = set()
     silent = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type not in silent:
             found.update(range(token.start[0], token.end[0] + 1))
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(parsed(file)):
         body = getattr(node, "body", None)
         # A text that stands alone is a docstring, of a module, a class, a function or a variable.
         for each in body if isinstance(body, list) else ():
@@ -157,7 +161,7 @@ def code_lines(text: str) -> set[int]:
                 and isinstance(each.value.value, str)
             ):
                 found.difference_update(range(each.lineno, (each.end_lineno or each.lineno) + 1))
-    return found
+    return frozenset(found)
 
 
 # --- floors and doors ---
@@ -235,9 +239,8 @@ def test_no_file_is_too_long(file: Path) -> None:
 def test_no_function_is_too_long_or_takes_too_much() -> None:
     excused = set()
     for file in FILES:
-        text = file.read_text()
-        code = code_lines(text)
-        for name, node in functions(ast.parse(text)):
+        code = code_lines(file)
+        for name, node in functions(parsed(file)):
             where = f"{identify(file)}:{node.lineno} {name}"
             length = len(code & set(range(node.lineno, (node.end_lineno or 0) + 1)))
             assert length <= LONGEST_FUNCTION, f"{where} has {length} lines of code"
@@ -251,7 +254,7 @@ def test_no_function_is_too_long_or_takes_too_much() -> None:
 
 
 def test_the_whole_package_is_not_too_large() -> None:
-    assert sum(len(code_lines(file.read_text())) for file in FILES) <= MOST_CODE_LINES
+    assert sum(len(code_lines(file)) for file in FILES) <= MOST_CODE_LINES
 
 
 # --- words ---

@@ -277,6 +277,14 @@ def test_a_port_in_use_is_named_in_the_error(server: Served, tmp_path: Path) -> 
     assert not (tmp_path / ".grami" / "growth-manager.json").exists()
 
 
+@pytest.mark.xfail(strict=True, reason="cli._serve warns before it has a port, and so also when it never gets one")
+def test_a_server_that_cannot_start_does_not_say_that_clients_will_find_it(server: Served) -> None:
+    ended = server.ask("serve", SMALL, "--port", str(server.where["port"]))
+    assert (ended.code, ended.out) == (1, "")
+    assert "clients will find this one" not in ended.err
+    assert server.ask("send", "greet", "name=x").code == 0, "the state file still names the one that runs"
+
+
 def test_a_state_directory_that_cannot_be_made_is_named_in_the_error(tmp_path: Path) -> None:
     (tmp_path / ".grami").write_text("a file stands where the directory should be")
     ended = grami("serve", SMALL, cwd=tmp_path)
@@ -493,6 +501,13 @@ def test_send_never_shows_a_traceback(case: str, unexpected: dict[str, Ended]) -
     assert "Traceback" not in unexpected[case].err
 
 
+@pytest.mark.xfail(strict=True, reason="cli._field lets 'timeout' pass, which is an argument of Client.request")
+def test_a_field_named_timeout_is_sent_or_refused_in_words_for_users(unexpected: dict[str, Ended]) -> None:
+    ended = unexpected["a field named timeout"]
+    assert ended.code in {0, 2}
+    assert "TypeError" not in ended.err
+
+
 def test_ping_can_be_sent(server: Served) -> None:
     assert server.ask("send", "ping").code == 0
 
@@ -543,6 +558,14 @@ def test_describe_shows_square_brackets(described: list[Ended]) -> None:
 
 def test_describe_shows_the_values_that_a_field_can_have(described: list[Ended]) -> None:
     assert "mood: any" not in described[0].words
+
+
+@pytest.mark.xfail(
+    strict=True, reason="cli._parameters: an empty default shows nothing, null shows as None, texts bare"
+)
+def test_describe_shows_defaults_as_they_are_written_in_a_request(described: list[Ended]) -> None:
+    assert 'mood: glad | sad = "glad"' in described[0].words
+    assert "arguments: object = {}" in described[0].words
 
 
 def test_describe_with_json_prints_one_document(described: list[Ended]) -> None:

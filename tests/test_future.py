@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from types import FrameType
 from typing import Any
 
 import pykka
@@ -30,6 +29,7 @@ from grami_actors.errors import (
 )
 from grami_actors.future import STREAM_BUFFER, AskTimeout, Future, Party, Stream, describe, details
 from grami_actors.messages import Scope
+from tests.test_messages import Switch
 
 
 class Asked:
@@ -370,6 +370,39 @@ async def test_a_function_that_runs_out_of_items_is_an_error_and_not_a_hang() ->
             await future.map(lambda items: next(iter(items)))
 
 
+@pytest.mark.xfail(
+    strict=True, reason="future.py: cancel() of a mapped future settles only itself, and await ignores that"
+)
+def test_cancelling_a_mapped_future_cancels_the_ask() -> None:
+    future, scope = asked()
+    mapped = future.map(len)
+    assert mapped.cancel(Cancelled("enough"))
+    assert isinstance(scope.reason, Cancelled)
+    with pytest.raises(Cancelled, match="enough"):
+        mapped.get()
+
+
+@pytest.mark.xfail(
+    strict=True, reason="future.py: done() of a mapped future looks at its own outcome, which never comes"
+)
+def test_a_mapped_future_is_done_when_the_answer_is_there() -> None:
+    future, _ = asked()
+    mapped = future.map(len)
+    assert not mapped.done()
+    future.set_result("abc")
+    assert mapped.done()
+
+
+@pytest.mark.xfail(
+    strict=True, reason="future.py: _evaluate() runs a hook that has no sources, and may block, on the loop"
+)
+async def test_a_hook_of_the_users_own_does_not_block_the_loop() -> None:
+    ready, hooked = threading.Event(), Future[Any]()
+    hooked.set_get_hook(lambda _: ready.wait(0.3))
+    asyncio.get_running_loop().call_soon(ready.set)
+    assert await hooked is True
+
+
 # --- streams ---
 
 
@@ -424,55 +457,35 @@ async def test_chunks_from_another_thread_are_read_in_order_exactly_once() -> No
     assert read == [*range(3_000), "end"]
 
 
-def read_with_a_switch_at(moment: int, waiting: int) -> tuple[list[Any], bool]:
-    """Read a stream whose producer, as if on another thread, ends it at the reader's n-th bytecode instruction."""
+async def read_with_a_switch_at(moment: int, waiting: int) -> tuple[list[Any], bool]:
+    """Read a stream whose last chunk and end come, as if from another thread, at the reader's n-th instruction."""
     stream, _ = asked(Stream)
-    count = 0
+    read: list[Any] = []
 
-    def produce() -> None:
-        if stream.done():
-            return
-        stream.emit("last")
-        stream.set_result("whole")
+    def end() -> None:
+        if not stream.done():
+            stream.emit("last")
+            stream.set_result("whole")
 
-    def trace(frame: FrameType, event: str, _: Any) -> Any:
-        nonlocal count
-        if frame.f_code is not Stream.__aiter__.__code__:
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode" and not stream._lock.locked():
-            count += 1
-            if count == moment:
-                produce()
-        return trace
-
-    async def play() -> list[Any]:
-        read: list[Any] = []
-        for number in range(waiting):
-            stream.emit(number)
+    for number in range(waiting):
+        stream.emit(number)
+    with Switch(Stream.__aiter__, moment, stream._lock, end) as switch:
         reader = asyncio.create_task(all_of(stream, read))
         for _ in range(5):
             await asyncio.sleep(0)
-        produce()  # unless it happened
+        end()  # unless it happened
         await reader
-        return read
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        return asyncio.run(play()), count < moment
-    finally:
-        sys.settrace(before)
+    return read, switch.happened
 
 
 def test_no_chunk_is_lost_at_whatever_instruction_of_the_reader_a_thread_emits_the_last_one() -> None:
     lost = []
     for waiting in (0, 1):
         for moment in itertools.count(1):
-            read, beyond = read_with_a_switch_at(moment, waiting)
+            read, happened = asyncio.run(read_with_a_switch_at(moment, waiting))
             if read != [*range(waiting), "last"]:
                 lost.append((waiting, moment, read))
-            if beyond:
+            if not happened:
                 break
         assert moment > 50
     assert lost == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
 from collections import Counter, deque
@@ -11,11 +12,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from grami_actors.errors import MailboxFull
 from grami_actors.mailbox import Closed, Mailbox, Overflow
 from grami_actors.messages import Envelope
+from tests.test_messages import Switch
 
 POLICIES: tuple[Overflow, ...] = ("reject", "wait", "drop_oldest", "drop_newest")
 
@@ -114,8 +116,13 @@ class Model(RuleBasedStateMachine):
         waiting = any(each is envelope for each in self.parked)
         assert self.mailbox.withdraw(envelope) is waiting
         if waiting:
-            self.parked.remove(envelope)
+            self.parked = deque(each for each in self.parked if each is not envelope)
             self.end(envelope, "withdrawn")
+
+    @precondition(lambda self: self.parked)
+    @rule(place=st.integers(0, 5))
+    def withdraw_one_that_waits(self, place: int) -> None:
+        self.withdraw(self.parked[place % len(self.parked)])
 
     @rule()
     def nudge(self) -> None:
@@ -174,7 +181,11 @@ class Model(RuleBasedStateMachine):
 
 
 Model.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=120,
+    stateful_step_count=30,
+    deadline=None,
+    report_multiple_bugs=False,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 TestModel = Model.TestCase
 
@@ -235,6 +246,41 @@ def test_withdrawing_compares_no_messages() -> None:
 
 
 # --- threads ---
+
+
+def test_mail_is_taken_at_whatever_instruction_of_a_take_it_comes() -> None:
+    for moment in itertools.count(1):
+        wakes: list[None] = []
+        mailbox = Mailbox(lambda wakes=wakes: wakes.append(None))
+        late, taken = Envelope("late"), []
+        with Switch(
+            Mailbox.take, moment, mailbox._lock, lambda mailbox=mailbox, late=late: mailbox.put(late)
+        ) as switch:
+            taken.append(mailbox.take())
+        if not switch.happened:
+            break
+        while taken[-1] is not None or wakes:  # as a lane does: until it is idle, and again when it is woken
+            wakes.clear()
+            taken.append(mailbox.take())
+        assert late in taken, f"at instruction {moment}"
+    assert moment > 5
+
+
+def test_a_message_is_refused_or_handed_back_at_whatever_instruction_of_its_put_the_mailbox_is_closed() -> None:
+    for moment in itertools.count(1):
+        mailbox, left, refused = Mailbox(lambda: None), [], False
+        act = lambda mailbox=mailbox, left=left: left.extend(mailbox.close())  # noqa: E731 - one line is clearer here
+        with Switch(Mailbox.put, moment, mailbox._lock, act) as switch:
+            try:
+                mailbox.put(Envelope("message"))
+            except Closed:
+                refused = True
+        if not switch.happened:
+            break
+        assert mailbox.take() is None
+        assert len(left) + refused == 1, f"at instruction {moment}"
+    assert moment > 5
+
 
 SENDERS, EACH = 8, 1_000
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
+from types import FrameType
+from typing import Any, Self
 
 import msgspec
 import pytest
@@ -114,7 +116,55 @@ def test_every_word_of_a_name_is_one_word_of_its_snake_case(words: list[str]) ->
     assert snake_case(snake_case("".join(words))) == snake_case("".join(words))
 
 
+def test_the_names_that_the_protocol_keeps_for_itself_are_those_of_its_text() -> None:
+    reserved = {"type", "id", "to", "stream", "background", "timeout_ms", "idempotency_key", "meta"}
+    controls = {"hello", "auth", "cancel", "ping", "describe", "subscribe", "unsubscribe", "publish"}
+    assert reserved == REQUEST_FIELDS
+    assert controls == CONTROL_TYPES
+    assert RESERVED_PREFIXES == ("response", "job.", "admin.", "grami.")
+
+
 # --- scopes ---
+
+
+class Switch:
+    """Lets another thread, so to speak, act at the n-th bytecode instruction of a function that holds no lock then.
+
+    What threads do only once in a million runs is so tried at every place where it could happen::
+
+        for moment in itertools.count(1):
+            with Switch(Scope.cancel, moment, scope._lock, act) as switch:
+                scope.cancel()
+            ...
+            if not switch.happened:
+                break
+    """
+
+    def __init__(self, function: Callable[..., Any], moment: int, lock: Any, act: Callable[[], object]) -> None:
+        self._code = function.__code__
+        self._left = moment
+        self._lock = lock
+        self._act = act
+        self.happened = False
+
+    def __enter__(self) -> Self:
+        self._before = sys.gettrace()
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._before)
+
+    def _trace(self, frame: FrameType, event: str, _: Any) -> Any:
+        if frame.f_code is not self._code:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and not self._lock.locked():
+            self._left -= 1
+            if self._left == 0:
+                self.happened = True
+                self._act()
+        return self._trace
 
 
 @pytest.fixture
@@ -276,6 +326,21 @@ def test_callbacks_that_are_added_while_it_is_cancelled_are_each_called_exactly_
     together(*(lambda leaf=leaf: add(leaf) for leaf in range(6)), cancel, cancel)
     assert sorted(cancelled) == [False, True]
     assert Counter(calls) == {(leaf, number): 1 for leaf in range(6) for number in range(150)}
+
+
+@pytest.mark.parametrize("late", ["child", "callback"])
+def test_what_is_added_is_reached_at_whatever_instruction_the_cancel_comes(late: str) -> None:
+    for moment in itertools.count(1):
+        root, seen, reason = Scope(), [], Cancelled("now")
+        function = Scope.__init__ if late == "child" else Scope.on_cancel
+        with Switch(function, moment, root._lock, lambda root=root, reason=reason: root.cancel(reason)) as switch:
+            child = Scope(root) if late == "child" else root
+            child.on_cancel(seen.append)
+        root.cancel(reason)
+        assert seen == [reason], f"at instruction {moment}"
+        if not switch.happened:
+            break
+    assert moment > 5
 
 
 @pytest.mark.usefixtures("frequent_switches")

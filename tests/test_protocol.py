@@ -8,6 +8,8 @@ import math
 import sys
 from collections import deque
 from datetime import UTC, datetime, timedelta, tzinfo
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import msgspec
@@ -368,7 +370,11 @@ class Wire(RuleBasedStateMachine):
 
 
 Wire.TestCase.settings = settings(
-    max_examples=200, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=120,
+    stateful_step_count=35,
+    deadline=None,
+    report_multiple_bugs=False,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 TestWire = Wire.TestCase
 
@@ -416,14 +422,14 @@ def answers_to(text: str) -> list[dict[str, Any]]:
     return answers
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(any_text | json_values.map(json.dumps))
 def test_what_is_no_message_is_answered_and_never_raises_or_closes(text: str) -> None:
     (answer,) = answers_to(text)
     assert answer["status"] == "error"
 
 
-@settings(max_examples=600)
+@settings(max_examples=300)
 @given(mutated())
 def test_a_damaged_message_never_raises_and_never_closes(text: str) -> None:
     answers_to(text)
@@ -642,6 +648,29 @@ def test_a_progress_that_cannot_be_sent_never_raises_and_leaves_no_gap(fraction:
     protocol.finish(key, "all", None, 0.0)
     answers = frames(protocol)
     assert [answer["seq"] for answer in answers] == list(range(1, len(answers) + 1))
+
+
+class Speechless:
+    def __str__(self) -> str:
+        raise KeyError("no words")
+
+
+@pytest.mark.xfail(strict=True, reason="protocol.py: progress() calls isfinite() and str() outside of any try")
+@pytest.mark.parametrize(("fraction", "message"), [(10**400, ""), (0.5, Speechless())], ids=["huge", "speechless"])
+def test_a_progress_whose_own_code_fails_never_raises(fraction: Any, message: Any) -> None:
+    protocol = connection()
+    key = accept(protocol, id="1", stream=True)
+    protocol.progress(key, fraction, message)
+    protocol.finish(key, "all", None, 0.0)
+    assert frames(protocol)[-1]["status"] == "success"
+
+
+@pytest.mark.xfail(strict=True, reason="protocol.py: progress() takes a Decimal or a numpy.float32 for no number")
+@pytest.mark.parametrize("half", [Fraction(1, 2), Decimal("0.5")])
+def test_progress_may_be_any_kind_of_number(half: Any) -> None:
+    protocol = connection()
+    protocol.progress(accept(protocol, id="1", stream=True), half, "half")
+    assert frames(protocol)[0]["progress"] == 0.5
 
 
 @pytest.mark.parametrize("fields", [{}, {"id": "1"}])

@@ -239,6 +239,16 @@ def test_a_json_log_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.usefixtures("quiet_logger")
+def test_a_program_that_configures_its_log_gets_the_librarys_own_lines_once(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging()
+    configure_logging()
+    bus = Bus()
+    bus.subscribe(lambda _: use_a_secret("x"), Listening)
+    bus.publish(Listening("ws://x"))
+    assert capsys.readouterr().err.count("a telemetry subscriber failed on Listening") == 1
+
+
+@pytest.mark.usefixtures("quiet_logger")
 def test_a_text_log_starts_at_its_level(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("WARNING")
     bus = Bus()

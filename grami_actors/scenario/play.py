@@ -204,7 +204,8 @@ class PlayClient:
         return {key}
 
     def _ask(self, message: Message | str, fields: dict[str, Any]) -> float:
-        text = ", ".join(f"{name}={value}" for name, value in fields.items()) or summary(message)
+        given = [f"{name}={value}" for name, value in fields.items() if name != "timeout"]
+        text = ", ".join([*given, "" if isinstance(message, str) else summary(message)]).strip(", ")
         self._play.say(self.name, "growth manager", kind_of(message), text)
         return time.perf_counter()
 
