@@ -371,6 +371,8 @@ class Cell:
         failure = None
         if error is not None:
             error, failure = self._judge(envelope, error)
+        if MessageHandled in self.runtime.bus:
+            self._report(delivery, value, error)
         reply_to = envelope.reply_to
         if reply_to is not None:
             awaited = reply_to.set_result(value) if error is None else reply_to.fail(error)
@@ -378,8 +380,6 @@ class Cell:
                 self.bury(envelope, "late_reply")
         elif error is not None and failure is None:
             self.bury(envelope, "rejected")
-        if MessageHandled in self.runtime.bus:
-            self._report(delivery, value, error)
         if failure is not None:
             self.runtime.failed(self, failure)
 

@@ -24,14 +24,13 @@ from grami_actors.errors import ConfigError, GramiError, ServerNotFound
 from grami_actors.future import describe as describe_error
 from grami_actors.manager import GrowthManager, package_version
 from grami_actors.scenario import script as scripts
-from grami_actors.scenario.play import Result, summary
+from grami_actors.scenario.play import Result
 from grami_actors.scenario.transcript import Transcript, Writing, summarise
 from grami_actors.telemetry import configure_logging, log_to
 
 app = typer.Typer(
     name="grami",
     help="Run agent swarms behind a WebSocket, script multi-agent scenarios, and ask them from the shell.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -153,11 +152,11 @@ async def _serve(script: scripts.Script, config: Config) -> int:
     manager = GrowthManager(script.swarm, config)
     log_to(manager.system.bus)
     other = manager.replaces
-    if other is not None:
-        logger.warning(
-            "{} names another running server (process {}); clients will find this one now", config.state_dir, other.pid
-        )
     async with manager:
+        if other is not None:
+            logger.warning(
+                "{} named another running server (process {}); clients find this one now", config.state_dir, other.pid
+            )
         line = {"event": "listening", "url": manager.url, "port": manager.port, "pid": os.getpid()}
         sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
         sys.stdout.flush()
@@ -244,7 +243,7 @@ def _field(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise typer.BadParameter(f"{text!r} is not KEY=VALUE", param_hint="KEY=VALUE")
-    if name in {"type", "id", "to", "stream", "timeout_ms"}:
+    if name in {"type", "id", "to", "stream", "timeout", "timeout_ms"}:
         raise typer.BadParameter(
             f"{name!r} is not a field of a message; see --help for its option", param_hint="KEY=VALUE"
         )
@@ -335,7 +334,7 @@ def _parameters(schema: dict[str, Any], without: str = "") -> str:
     parts = []
     for name, field in target.get("properties", {}).items():
         if name != without:
-            default = f" = {summary(field['default'])}" if "default" in field else ""
+            default = f" = {msgspec.json.encode(field['default']).decode()}" if "default" in field else ""
             parts.append(f"{name}: {_kind(field, schema.get('$defs', {}))}{default}")
     return ", ".join(parts)
 

@@ -370,9 +370,6 @@ async def test_a_function_that_runs_out_of_items_is_an_error_and_not_a_hang() ->
             await future.map(lambda items: next(iter(items)))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="future.py: cancel() of a mapped future settles only itself, and await ignores that"
-)
 def test_cancelling_a_mapped_future_cancels_the_ask() -> None:
     future, scope = asked()
     mapped = future.map(len)
@@ -382,9 +379,6 @@ def test_cancelling_a_mapped_future_cancels_the_ask() -> None:
         mapped.get()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="future.py: done() of a mapped future looks at its own outcome, which never comes"
-)
 def test_a_mapped_future_is_done_when_the_answer_is_there() -> None:
     future, _ = asked()
     mapped = future.map(len)
@@ -393,9 +387,6 @@ def test_a_mapped_future_is_done_when_the_answer_is_there() -> None:
     assert mapped.done()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="future.py: _evaluate() runs a hook that has no sources, and may block, on the loop"
-)
 async def test_a_hook_of_the_users_own_does_not_block_the_loop() -> None:
     ready, hooked = threading.Event(), Future[Any]()
     hooked.set_get_hook(lambda _: ready.wait(0.3))

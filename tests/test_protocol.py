@@ -318,8 +318,8 @@ class Wire(RuleBasedStateMachine):
         before = 0.0 if stream is None else stream.progress
         self.protocol.progress(key, fraction, "words", room=room)
         self.read()
-        if stream is not None and stream.stream and room and 0 <= fraction <= 1:
-            assert stream.progress == max(before, fraction)
+        if stream is not None and stream.stream and room and (0 <= fraction <= 1 or math.isnan(fraction)):
+            assert stream.progress == max(before, fraction)  # and a NaN leaves it where it is
 
     @rule(key=keys, error=st.none() | ERRORS, value=json_values | st.just({"n": {1.5j}}), step=st.floats(-5, 5))
     def finish(self, key: int, error: ErrorCode | None, value: Any, step: float) -> None:
@@ -655,7 +655,6 @@ class Speechless:
         raise KeyError("no words")
 
 
-@pytest.mark.xfail(strict=True, reason="protocol.py: progress() calls isfinite() and str() outside of any try")
 @pytest.mark.parametrize(("fraction", "message"), [(10**400, ""), (0.5, Speechless())], ids=["huge", "speechless"])
 def test_a_progress_whose_own_code_fails_never_raises(fraction: Any, message: Any) -> None:
     protocol = connection()
@@ -665,7 +664,6 @@ def test_a_progress_whose_own_code_fails_never_raises(fraction: Any, message: An
     assert frames(protocol)[-1]["status"] == "success"
 
 
-@pytest.mark.xfail(strict=True, reason="protocol.py: progress() takes a Decimal or a numpy.float32 for no number")
 @pytest.mark.parametrize("half", [Fraction(1, 2), Decimal("0.5")])
 def test_progress_may_be_any_kind_of_number(half: Any) -> None:
     protocol = connection()

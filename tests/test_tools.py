@@ -616,9 +616,6 @@ async def test_every_outcome_of_a_tool_is_told(lane: Any) -> None:
         assert [event.outcome for event in calls.events] == ["ok", "TOOL_EXECUTION_FAILED", "VALIDATION_FAILED"]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Cell.finish answers first and reports then: on a thread the order is left to chance"
-)
 async def test_what_a_thread_did_is_told_before_its_caller_has_the_answer() -> None:
     answered, too_late = threading.Event(), []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import inspect
 import sys
@@ -47,7 +48,9 @@ def load(path: Path) -> Script:
     if folder not in sys.path:
         sys.path.insert(0, folder)
     try:
-        spec.loader.exec_module(module)
+        # Standard output is for what the command has to say: its first line, or its JSON.
+        with contextlib.redirect_stdout(sys.stderr):
+            spec.loader.exec_module(module)
     except Exception as error:
         raise ConfigError(f"{path} cannot be loaded: {_place(error, path)}{describe(error)}") from error
     swarm = getattr(module, "swarm", None)

@@ -145,14 +145,14 @@ def summarise(console: Console, results: tuple[Result, ...]) -> None:
         ("", "left"),
         ("scenario", "left"),
         ("checks", "right"),
-        ("lines", "right"),
+        ("messages", "right"),
         ("time", "right"),
     ):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
     for result in results:
         held = sum(check.passed for check in result.checks)
         mark = "[green]✓[/green]" if result.passed else "[bold red]✗[/bold red]"
-        checks = f"{held}/{len(result.checks)}"
+        checks = f"{held}/{len(result.checks)}" if result.checks else "-"
         table.add_row(mark, result.scenario, checks, str(result.messages), _duration(result.wall_seconds))
     console.print()
     console.print(table)
