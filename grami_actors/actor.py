@@ -34,9 +34,12 @@ _PykkaActor: Any = pykka.Actor
 class Actor(_PykkaActor):  # type: ignore[misc]
     """The base of all actors: override :meth:`on_receive`, and the hooks you need, plain or async.
 
-    Class attributes set how it runs: ``lane`` (``"loop"`` or ``"thread"``), ``mailbox`` (bound),
-    ``overflow``, ``concurrency`` and ``restart``. Start it with ``await system.spawn(Kind, ...)``.
-    On the thread lane handlers and hooks are plain functions, and may block.
+    Start it with ``await system.spawn(Kind, ...)``. Class attributes set how it runs:
+
+    * ``lane``: where its handlers run; ``"loop"``, or ``"thread"``, where they may block.
+    * ``mailbox``: how many messages may wait; ``overflow``: what happens to one more.
+    * ``concurrency``: how many handlers may interleave; on the thread lane, how many threads.
+    * ``restart``: what follows a failure.
     """
 
     lane: ClassVar[LaneName] = "loop"

@@ -12,6 +12,7 @@ from grami_actors.future import Future, Stream
 from grami_actors.mailbox import Overflow
 from grami_actors.messages import Message, ToolCall, snake_case
 from grami_actors.model import Generate, Prompt
+from grami_actors.restarts import RestartPolicy
 
 H = TypeVar("H", bound=Callable[..., Any])
 
@@ -53,10 +54,12 @@ class Agent(Actor):
     Class arguments:
         name: how others address it; the class's name in snake_case if not given.
         instances: how many of them share the work, behind one name.
-        lane, mailbox, overflow, concurrency, restart: see :class:`Actor`.
+        lane, mailbox, overflow, concurrency, restart: see :class:`Actor`. An agent that fails too often rests
+            for 15 s and starts over, unless its policy says otherwise.
         subscribes: topics whose messages it gets.
     """
 
+    restart: ClassVar[RestartPolicy] = RestartPolicy(pause=15.0)
     agent_name: ClassVar[str] = ""
     instances: ClassVar[int] = 1
     subscribes: ClassVar[tuple[str, ...]] = ()

@@ -33,7 +33,19 @@ from grami_actors.errors import (
     MailboxFull,
     WouldDeadlock,
 )
-from grami_actors.future import Delivery, Future, Party, Stream, Waiting, current, current_scope, describe, interrupter
+from grami_actors.future import (
+    Delivery,
+    Future,
+    Party,
+    Stream,
+    Waiting,
+    current,
+    current_scope,
+    describe,
+    interrupter,
+    only_answer,
+    sender,
+)
 from grami_actors.mailbox import CAPACITY, Closed, Mailbox, Overflow
 from grami_actors.messages import Envelope, Scope
 from grami_actors.restarts import RestartPolicy
@@ -51,7 +63,8 @@ ASK_TIMEOUT = 30.0
 LIFECYCLE: dict[str, dict[str, str]] = {
     "starting": {"started": "running", "start_failed": "stopped", "stop": "stopping"},
     "running": {"failed": "restarting", "stop": "stopping"},
-    "restarting": {"started": "running", "failed": "restarting", "stop": "stopping"},
+    "restarting": {"started": "running", "failed": "restarting", "paused": "paused", "stop": "stopping"},
+    "paused": {"retry": "restarting", "stop": "stopping"},
     "stopping": {"stopped": "stopped"},
     "stopped": {},
 }
@@ -69,11 +82,7 @@ class Spec(msgspec.Struct, frozen=True):
         kind: the actor class.
         args: positional arguments of its constructor.
         kwargs: keyword arguments of its constructor.
-        lane: where its handlers run.
-        mailbox: bound of its mailbox, in messages.
-        overflow: what the full mailbox does.
-        concurrency: how many handlers may interleave; on the thread lane, how many threads.
-        restart: what follows a failure.
+        lane, mailbox, overflow, concurrency, restart: see :class:`grami_actors.actor.Actor`.
     """
 
     kind: type[Any]
@@ -123,7 +132,7 @@ class Runtime(Protocol):
         """Who gets what is published to a topic."""
 
     def subscribe(self, topic: str, cell: Cell) -> None:
-        """Add a subscriber."""
+        """Add one to them."""
 
     def new_trace_id(self) -> str:
         """32 hex digits."""
@@ -181,6 +190,7 @@ class Cell:
     __slots__ = (
         "__weakref__",
         "actor",
+        "born",
         "children",
         "concurrency",
         "history",
@@ -219,6 +229,7 @@ class Cell:
         self.port: Any = None  # what the lane keeps per cell
         self.lifecycle: asyncio.Task[Any] | None = None
         self.actor: Any = None
+        self.born = False  # whether on_start of this instance has succeeded
         eager = spec.lane == "thread" and spec.concurrency > 1
         self.mailbox = Mailbox(self._wake, spec.mailbox, spec.overflow, eager=eager)
         self.ref: Ref[Any] = Ref(self)
@@ -298,9 +309,12 @@ class Cell:
         scope = Scope(parent, deadline=now + timeout, trace_id=trace_id, sink=sink)
         future.bind(self, scope, inside=delivery is not None)
         if scope.reason is None:
+            envelope = Envelope(message, future, sender(), scope, now)
             park = _admitted if self.spec.overflow == "wait" else None
             try:
-                self.post(Envelope(message, future, sender(), scope, now), park=park)
+                self.post(envelope, park=park)
+                if park is not None:
+                    scope.on_cancel(lambda _: self.mailbox.withdraw(envelope))
             except (MailboxFull, AgentUnavailable) as refused:
                 future.fail(refused)
         return future
@@ -334,7 +348,7 @@ class Cell:
                 return None
             if scope.sink is not None:
                 scope.sink.started(self.name)
-        delivery = Delivery(self, envelope, now)
+        delivery = Delivery(self, envelope, now, self.actor)
         token = current.set(delivery)
         try:
             result = self.actor._handle_receive(envelope.message)
@@ -380,7 +394,8 @@ class Cell:
                 self.bury(envelope, "late_reply")
         elif error is not None and failure is None:
             self.bury(envelope, "rejected")
-        if failure is not None:
+        # With concurrency an instance that was replaced may still have handlers at work: they count no more.
+        if failure is not None and delivery.actor is self.actor:
             self.runtime.failed(self, failure)
 
     def _judge(self, envelope: Envelope, error: BaseException) -> tuple[BaseException, BaseException | None]:
@@ -390,6 +405,8 @@ class Cell:
         scope = envelope.scope
         if isinstance(error, asyncio.CancelledError) and scope is not None and scope.reason is not None:
             return scope.reason, None
+        if isinstance(error, BaseExceptionGroup) and (answer := only_answer(error)) is not None:
+            return answer, None
         if self.state in {"stopping", "stopped"}:
             return ActorDead(f"{self.name} was stopped while it handled the message"), None
         if isinstance(error, Exception):
@@ -411,12 +428,6 @@ class Cell:
                 result=value,
             )
         )
-
-
-def sender() -> str:
-    """The name of the actor whose handler runs here; empty outside of handlers."""
-    delivery = current.get()
-    return "" if delivery is None else delivery.cell.name
 
 
 def _admitted() -> None:

@@ -34,6 +34,12 @@ class Limits(msgspec.Struct, frozen=True):
     max_timeout_ms: int = 600_000
 
 
+class Meta(msgspec.Struct):
+    """The part of ``meta`` that means something; the rest is skipped, not built."""
+
+    traceparent: msgspec.Raw = msgspec.Raw()
+
+
 class Header(msgspec.Struct):
     """The fields that any request may carry (docs/protocol.md, section 2)."""
 
@@ -44,7 +50,7 @@ class Header(msgspec.Struct):
     background: bool = False
     timeout_ms: Annotated[int, msgspec.Meta(gt=0)] | None = None
     idempotency_key: Annotated[str, msgspec.Meta(max_length=128)] | None = None
-    meta: dict[str, Any] | None = None
+    meta: Meta | None = None
 
 
 class Hello(msgspec.Struct):

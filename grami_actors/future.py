@@ -57,12 +57,13 @@ class Party(Protocol):
 class Delivery:
     """One message in the hands of one handler; the current one is what ``ask`` and ``emit`` inherit from."""
 
-    __slots__ = ("active", "cell", "envelope", "started_at")
+    __slots__ = ("active", "actor", "cell", "envelope", "started_at")
 
-    def __init__(self, cell: Party, envelope: Envelope, started_at: float) -> None:
+    def __init__(self, cell: Party, envelope: Envelope, started_at: float, actor: object = None) -> None:
         self.cell = cell
         self.envelope = envelope
         self.started_at = started_at
+        self.actor = actor
         self.active = True
 
 
@@ -73,6 +74,12 @@ def current_scope() -> Scope | None:
     """The scope of the message being handled here; ``None`` outside of handlers."""
     delivery = current.get()
     return None if delivery is None else delivery.envelope.scope
+
+
+def sender() -> str:
+    """The name of the actor whose handler runs here; empty outside of handlers."""
+    delivery = current.get()
+    return "" if delivery is None else delivery.cell.name
 
 
 class Future(pykka.Future[T]):
@@ -139,11 +146,16 @@ class Future(pykka.Future[T]):
 
     def done(self) -> bool:
         """Whether the answer is there."""
+        if self._sources:
+            return all(not isinstance(source, Future) or source.done() for source in self._sources)
         return self._outcome is not None
 
     def cancel(self, reason: GramiError | None = None) -> bool:
         """Give up waiting, and cancel what the ask started; ``False`` if the answer is already there."""
         reason = reason or Cancelled("the caller stopped waiting")
+        if self._sources:
+            cancelled = [source.cancel(reason) for source in self._sources if isinstance(source, Future)]
+            return any(cancelled)
         if self._outcome is not None:
             return False
         if self._scope is not None:
@@ -236,7 +248,9 @@ class Future(pykka.Future[T]):
                 await asyncio.get_running_loop().run_in_executor(None, source.get)
             else:
                 await source
-        return super().get()
+        if self._sources:
+            return super().get()
+        return await asyncio.get_running_loop().run_in_executor(None, super().get)  # a hook of a user's may block
 
     def _derived(self, future: Any, *others: Any) -> Any:
         future._sources = (self, *others)  # noqa: SLF001 - it was made a line ago
@@ -297,6 +311,7 @@ class Stream(Future[T]):
         super().__init__()
         self._chunks: deque[Any] = deque()
         self._arrived: Callable[[], None] | None = None
+        self._unread = False
 
     def started(self, source: str) -> None:
         """The sink's part: nothing to tell."""
@@ -308,11 +323,20 @@ class Stream(Future[T]):
 
     def emit(self, data: Any) -> None:
         """The sink's part: add one chunk, from any thread."""
+        if self._unread:
+            return
         if len(self._chunks) >= STREAM_BUFFER:
             raise MailboxFull(f"{STREAM_BUFFER} chunks wait for their reader, the bound of a stream")
         self._chunks.append(data)
         if (arrived := self._arrived) is not None:
             arrived()
+
+    def __await__(self) -> Generator[Any, None, T]:
+        """Only the whole answer is wanted: chunks that nobody began to read are let go."""
+        if self._arrived is None:
+            self._unread = True
+            self._chunks.clear()
+        return super().__await__()
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         loop = asyncio.get_running_loop()
@@ -423,6 +447,18 @@ def interrupter() -> Callable[[GramiError], None]:
                 loop.call_soon_threadsafe(task.cancel)
 
     return interrupt
+
+
+def only_answer(group: BaseExceptionGroup[BaseException]) -> GramiError | None:
+    """The first answer in what a TaskGroup raised, if there is nothing but answers in it."""
+    answers = group.subgroup(GramiError)
+    others = group.split((GramiError, asyncio.CancelledError))[1]
+    if answers is None or others is not None:
+        return None
+    first: BaseException = answers
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first if isinstance(first, GramiError) else None
 
 
 def describe(error: BaseException) -> str:

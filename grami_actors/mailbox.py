@@ -12,13 +12,14 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
 from grami_actors.errors import AgentUnavailable, MailboxFull
 from grami_actors.messages import Envelope
 
+T = TypeVar("T")
 Overflow = Literal["reject", "wait", "drop_oldest", "drop_newest"]
 """What a full mailbox does with one message more.
 
@@ -145,13 +146,19 @@ class Mailbox:
         return envelope
 
     def withdraw(self, envelope: Envelope) -> bool:
-        """Take a parked envelope back; ``False`` if it was admitted or never parked."""
+        """Take an envelope back that still waits, parked or queued; ``False`` if it was taken or never put."""
+        notify = None
         with self._lock:
-            for place, (parked, _) in enumerate(self._parked):
-                if parked is envelope:
-                    del self._parked[place]
-                    return True
-        return False
+            if _remove(self._parked, lambda entry: entry[0] is envelope):
+                return True
+            if not _remove(self._queue, lambda queued: queued is envelope):
+                return False
+            if self._parked:
+                admitted, notify = self._parked.popleft()
+                self._queue.append(admitted)
+        if notify is not None:
+            notify()
+        return True
 
     def nudge(self) -> None:
         """Wake the lane if there is mail: the actor can take messages again after a pause."""
@@ -190,3 +197,12 @@ class Mailbox:
     def statistics(self) -> Statistics:
         """A snapshot: depth now, envelopes parked, highest depth so far, bound."""
         return Statistics(depth=len(self._queue), parked=len(self._parked), peak=self._peak, capacity=self.capacity)
+
+
+def _remove(queue: deque[T], wanted: Callable[[T], bool]) -> bool:
+    """Remove the first entry that is wanted, comparing nothing else."""
+    for place, entry in enumerate(queue):
+        if wanted(entry):
+            del queue[place]
+            return True
+    return False

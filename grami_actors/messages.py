@@ -125,7 +125,7 @@ class Scope:
         self.parent = parent
         self.reason: GramiError | None = None
         self._children: set[Scope] | None = None
-        self._callbacks: list[Callable[[GramiError], None]] | None = None
+        self._callbacks: list[Callable[[GramiError], object]] | None = None
         if parent is None:
             self._lock = threading.Lock()
             self.deadline, self.trace_id, self.sink = deadline, trace_id, sink
@@ -141,7 +141,7 @@ class Scope:
                     parent._children = set()
                 parent._children.add(self)
 
-    def on_cancel(self, callback: Callable[[GramiError], None]) -> None:
+    def on_cancel(self, callback: Callable[[GramiError], object]) -> None:
         """Call ``callback(reason)`` once when this scope is cancelled; at once if it already is."""
         with self._lock:
             if self.reason is None:
@@ -152,7 +152,7 @@ class Scope:
                 return
         callback(self.reason)
 
-    def forget(self, callback: Callable[[GramiError], None]) -> None:
+    def forget(self, callback: Callable[[GramiError], object]) -> None:
         """Take a callback of :meth:`on_cancel` back."""
         with self._lock:
             if self._callbacks is not None and callback in self._callbacks:
@@ -169,8 +169,8 @@ class Scope:
             callback(reason)
         return True
 
-    def _collect(self, reason: GramiError) -> list[Callable[[GramiError], None]]:
-        found: list[Callable[[GramiError], None]] = []
+    def _collect(self, reason: GramiError) -> list[Callable[[GramiError], object]]:
+        found: list[Callable[[GramiError], object]] = []
         pending = [self]
         while pending:
             scope = pending.pop()
@@ -184,12 +184,11 @@ class Scope:
 
     def close(self) -> None:
         """Leave the parent, and forget the callbacks: this part of the request has its answer."""
-        self._callbacks = None
         parent = self.parent
-        if parent is not None:
-            with self._lock:
-                if parent._children is not None:
-                    parent._children.discard(self)
+        with self._lock:
+            self._callbacks = None
+            if parent is not None and parent._children is not None:
+                parent._children.discard(self)
 
     def expire(self) -> None:
         """Cancel because the deadline passed."""

@@ -31,6 +31,7 @@ from grami_actors.frames import (
     Header,
     Hello,
     Limits,
+    Meta,
     OnlyId,
     PlainError,
     PlainSuccess,
@@ -67,6 +68,7 @@ class DescribeRequest(msgspec.Struct, frozen=True):
     """Finish the request with this key with what the catalog describes; that may import tools, so off the loop."""
 
     key: int
+    timeout: float
 
 
 Action = Accepted | CancelRequest | DescribeRequest
@@ -246,15 +248,17 @@ class ServerProtocol:
             raise ProtocolError("'stream' needs an 'id', to tell the frames apart", param="$.id")
         message = self._catalog.decode(header, text)
         self._admit(header)
-        timeout_ms = header.timeout_ms or self._limits.request_timeout_ms
         return Accepted(
             key=self._open(header, now).key,
             message=message,
             to=header.to,
-            timeout=min(timeout_ms, self._limits.max_timeout_ms) / 1000,
+            timeout=self._timeout(header),
             trace_id=_trace_id(header.meta),
             stream=header.stream,
         )
+
+    def _timeout(self, header: Header) -> float:
+        return min(header.timeout_ms or self._limits.request_timeout_ms, self._limits.max_timeout_ms) / 1000
 
     def _check_id(self, header: Header) -> None:
         if header.id in self._by_id:
@@ -317,7 +321,7 @@ class ServerProtocol:
 
     def _describe(self, header: Header, _text: str, now: float) -> DescribeRequest:
         self._admit(header)
-        return DescribeRequest(self._open(header, now).key)
+        return DescribeRequest(self._open(header, now).key, self._timeout(header))
 
     # --- from the agents ---
 
@@ -339,15 +343,25 @@ class ServerProtocol:
         if not self._add(slot, Chunk(slot.id, slot.seq + 1, data)):  # type: ignore[arg-type]
             slot.dropped += 1
 
+    def drop(self, key: int, count: int) -> None:
+        """Count chunks that were dropped before they came here."""
+        slot = self._slots.get(key)
+        if slot is not None and slot.stream:
+            slot.dropped += count
+
     def progress(self, key: int, fraction: float, message: str, *, room: bool = True) -> None:
         """How far the request is. Never falls, never leaves 0 to 1; left out when there is no ``room``."""
         slot = self._slots.get(key)
         if slot is None or not slot.stream or not room:
             return
-        # What is no number leaves the progress where it is: a NaN compares false with everything.
-        fraction = fraction if isinstance(fraction, (int, float)) and math.isfinite(fraction) else 0.0
-        slot.progress = float(max(slot.progress, min(fraction, 1.0)))
-        self._add(slot, Progress(slot.id, slot.seq + 1, slot.progress, str(message)))  # type: ignore[arg-type]
+        try:
+            number, words = float(fraction), str(message)
+        except Exception:  # noqa: BLE001 - an agent may report anything, with code of its own that fails
+            return
+        # A NaN compares false with everything, and would stay for ever.
+        number = number if math.isfinite(number) else 0.0
+        slot.progress = max(slot.progress, min(number, 1.0))
+        self._add(slot, Progress(slot.id, slot.seq + 1, slot.progress, words))  # type: ignore[arg-type]
 
     def finish(self, key: int, value: Any, error: GramiError | None, now: float) -> Slot | None:
         """End a request with its one terminal frame; ``None`` if it was ended before."""
@@ -450,8 +464,12 @@ def _decode_control(decoder: msgspec.json.Decoder[Any], text: str) -> Any:
         raise ProtocolError(_flaw(error), code=ErrorCode.INVALID_JSON) from None
 
 
-def _trace_id(meta: dict[str, Any] | None) -> str:
+def _trace_id(meta: Meta | None) -> str:
     """The trace id of a W3C ``traceparent`` (https://www.w3.org/TR/trace-context/#traceparent-header)."""
-    parent = (meta or {}).get("traceparent")
-    found = _TRACEPARENT.fullmatch(parent) if isinstance(parent, str) else None
+    if meta is None or not meta.traceparent:
+        return ""
+    try:
+        found = _TRACEPARENT.fullmatch(msgspec.json.decode(meta.traceparent, type=str))
+    except (msgspec.MsgspecError, RecursionError):
+        return ""
     return found.group(1) if found else ""

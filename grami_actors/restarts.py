@@ -24,6 +24,8 @@ class RestartPolicy(msgspec.Struct, frozen=True):
         longest: seconds; the delay never grows beyond it (before jitter).
         jitter: the delay is multiplied by up to ``1 + jitter``, so that actors that failed together do not
             come back together.
+        pause: seconds that an actor which exceeds the intensity rests before it starts over; ``None`` gives up
+            and escalates. For servers: one client's poison must not end an agent for all.
     """
 
     intensity: int = 3
@@ -31,19 +33,22 @@ class RestartPolicy(msgspec.Struct, frozen=True):
     shortest: float = 0.05
     longest: float = 5.0
     jitter: float = 0.2
+    pause: float | None = None
 
     def __post_init__(self) -> None:
-        finite = all(map(math.isfinite, (self.period, self.shortest, self.longest, self.jitter)))
+        finite = all(map(math.isfinite, (self.period, self.shortest, self.longest, self.jitter, self.pause or 0.0)))
         ordered = self.intensity >= 0 and self.period > 0 and 0 <= self.shortest <= self.longest and self.jitter >= 0
+        ordered = ordered and (self.pause is None or self.pause >= 0)
         if not (finite and ordered):
             raise ValueError(f"{self} makes no sense: intensity and jitter >= 0, period > 0, shortest <= longest")
 
 
 class Restart(msgspec.Struct, frozen=True):
-    """Restart after ``delay`` seconds; ``history`` is to be kept for the next decision."""
+    """Restart after ``delay`` seconds; ``history`` is to be kept for the next decision. ``paused``: it rests."""
 
     delay: float
     history: tuple[float, ...]
+    paused: bool = False
 
 
 class GiveUp(msgspec.Struct, frozen=True):
@@ -63,7 +68,9 @@ def decide(policy: RestartPolicy, history: Sequence[float], now: float, random: 
     """
     recent = tuple(then for then in history if now - then < policy.period)
     if len(recent) >= policy.intensity:
-        return GiveUp(failures=len(recent) + 1)
+        if policy.pause is None:
+            return GiveUp(failures=len(recent) + 1)
+        return Restart(delay=policy.pause * (1.0 + policy.jitter * random), history=(), paused=True)
     # The exponent is bounded: 2.0 ** 1024 overflows, and a large intensity is legal.
     delay = min(policy.longest, policy.shortest * 2.0 ** min(len(recent), 64))
     return Restart(delay=delay * (1.0 + policy.jitter * random), history=(*recent, now))

@@ -1,12 +1,14 @@
 """Who gets a message: names, pools, message types and topics; and the actor that forwards for clients. Floor 7.
 
-The table is plain data and is read from any thread; it is changed only on the home loop, by replacing
-entries, never by changing a list that somebody may be reading. The :class:`Router` actor is one turn over
-that table: it runs no user code, awaits nothing and makes no task per message, so order is kept.
+The table is plain data and is read from any thread; it is changed by replacing entries, never by changing a list
+that somebody may be reading: names and pools only on the home loop, topics under a lock from any thread. The
+:class:`Router` actor is one turn over that table: it runs no user code, awaits nothing and makes no task per
+message, so order is kept.
 """
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import msgspec
@@ -39,6 +41,8 @@ class Pool:
         cells = self.cells
         if not cells:
             raise AgentUnavailable(f"{self.name} is not running: it failed too often or was stopped")
+        if all(cell.state == "paused" for cell in cells):
+            raise AgentUnavailable(f"{self.name} failed too often and rests; try again later")
         if len(cells) == 1:
             return cells[0]
         turn = self.turn % len(cells)
@@ -48,8 +52,11 @@ class Pool:
         return cells[chosen]
 
 
-def _load(cell: Cell) -> tuple[bool, int]:
-    return cell.state != "running", len(cell.mailbox) + cell.working
+_PREFERENCE = {"running": 0, "paused": 2}
+
+
+def _load(cell: Cell) -> tuple[int, int]:
+    return _PREFERENCE.get(cell.state, 1), len(cell.mailbox) + cell.working
 
 
 class RoutingTable:
@@ -61,6 +68,7 @@ class RoutingTable:
         self.types: dict[type, str] = {}
         self.topics: dict[str, tuple[Cell, ...]] = {}
         self.public: set[str] = set()
+        self._topics_lock = threading.Lock()
 
     def claim(self, name: str, cell: Cell) -> None:
         """Give a name to a cell. Raises NameTaken."""
@@ -68,17 +76,22 @@ class RoutingTable:
             raise NameTaken(f"the name {name!r} is taken in this system; names are unique")
         self.cells[name] = cell
 
-    def join(self, pool: str, cell: Cell) -> None:
-        """Add a cell to a pool, which keeps its name when all its cells are gone. Clients may address both."""
-        self.public.update((pool, cell.name))
+    def join(self, pool: str, cell: Cell, *, public: bool = True) -> None:
+        """Add a cell to a pool, which keeps its name when all its cells are gone.
+
+        Clients may address both, unless it is not ``public``.
+        """
+        if public:
+            self.public.update((pool, cell.name))
         found = self.pools.setdefault(pool, Pool(pool))
         found.cells = (*found.cells, cell)
 
     def subscribe(self, topic: str, cell: Cell) -> None:
         """Add a subscriber; twice is once."""
-        cells = self.topics.get(topic, ())
-        if cell not in cells:
-            self.topics[topic] = (*cells, cell)
+        with self._topics_lock:
+            cells = self.topics.get(topic, ())
+            if cell not in cells:
+                self.topics[topic] = (*cells, cell)
 
     def remove(self, cell: Cell) -> None:
         """Forget a cell everywhere."""
@@ -87,12 +100,13 @@ class RoutingTable:
         for pool in self.pools.values():
             if cell in pool.cells:
                 pool.cells = tuple(each for each in pool.cells if each is not cell)
-        for topic, cells in tuple(self.topics.items()):
-            left = tuple(each for each in cells if each is not cell)
-            if left:
-                self.topics[topic] = left
-            else:
-                del self.topics[topic]
+        with self._topics_lock:
+            for topic, cells in tuple(self.topics.items()):
+                left = tuple(each for each in cells if each is not cell)
+                if left:
+                    self.topics[topic] = left
+                else:
+                    del self.topics[topic]
 
     def find(self, to: str, message: Any) -> Cell:
         """The cell for a message: by name, or by its type when ``to`` is empty.
@@ -129,8 +143,12 @@ class Router(Actor):
             if message.to and message.to not in self._table.public:
                 # The router itself, other clients' connections and children are nobody's business.
                 raise DestinationNotFound(f"no agent or tool is named {message.to!r}")
+            cell = self._table.find(message.to, envelope.message)
             # A client's requests may wait for room: their number is bounded by the gateway.
-            self._table.find(message.to, envelope.message).post(envelope, park=_nobody)
+            cell.post(envelope, park=_nobody)
+            if envelope.scope is not None and len(cell.mailbox) >= cell.mailbox.capacity:
+                # Who sends and cancels, over and over, must not fill the memory behind a busy agent.
+                envelope.scope.on_cancel(lambda _: cell.mailbox.withdraw(envelope))
         except GramiError as refused:
             if envelope.reply_to is not None:
                 envelope.reply_to.fail(refused)

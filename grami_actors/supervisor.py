@@ -19,11 +19,23 @@ from typing import Any
 from grami_actors.cell import ActorDead, Cell, Runtime
 from grami_actors.errors import StartFailed
 from grami_actors.future import current, describe, details
-from grami_actors.restarts import GiveUp, decide
-from grami_actors.telemetry import ActorFailed, ActorGaveUp, ActorRestarted, ActorStarted, ActorStopped, Event
+from grami_actors.restarts import GiveUp, Restart, decide
+from grami_actors.telemetry import (
+    ActorFailed,
+    ActorGaveUp,
+    ActorPaused,
+    ActorRestarted,
+    ActorStarted,
+    ActorStopped,
+    Event,
+)
 
 GRACE = 5.0
 """Seconds that a stopping actor's handler and ``on_stop`` get before they are interrupted."""
+
+
+SHORT_GRACE = 1.0
+"""Seconds that a hook which was cancelled gets to notice."""
 
 
 class ChildGaveUp(Exception):
@@ -63,35 +75,49 @@ class Supervisor:
         """Start an actor; returns after ``on_start`` succeeded.
 
         Raises:
-            StartFailed: the constructor or ``on_start`` raised; nothing of the actor is left.
+            StartFailed: the constructor or ``on_start`` raised, or the actor was stopped meanwhile; nothing of
+                it is left.
         """
-        attached = False
         try:
             cell.lane.attach(cell)
-            attached = True
+        except StartFailed:
+            cell.move("start_failed")
+            self._runtime.release(cell)
+            raise
+        # A task of its own: whoever spawns may be cancelled, and what was begun must still be put away.
+        cell.lifecycle = birth = self._task(self._begin_life(cell))
+        try:
+            await asyncio.shield(birth)
+        except asyncio.CancelledError:
+            if birth.cancelled():
+                raise StartFailed(f"{cell.name} was stopped while it started") from None
+            self.stop(cell)
+            raise
+
+    async def _begin_life(self, cell: Cell) -> None:
+        try:
             await self._birth(cell)
-            if cell.state != "starting":
-                raise StartFailed(f"{cell.name} was stopped while it started")
         except BaseException as error:
-            await self._abort(cell, attached=attached)
-            if isinstance(error, StartFailed) or _cancelled_from_outside(error):
+            if _cancelled_from_outside(error):
                 raise
+            await self._abort(cell)
             raise StartFailed(f"{cell.name} could not be started: {describe(error)}") from error
+        cell.lifecycle = None
         cell.move("started")
         self._publish(ActorStarted(cell.name, cell.spec.kind.__name__, cell.lane.name))
         cell.actor._start_actor_loop()
 
     async def _birth(self, cell: Cell) -> None:
+        cell.born = False
         await cell.lane.call(cell, lambda: cell.build().on_start())
+        cell.born = True
 
-    async def _abort(self, cell: Cell, *, attached: bool) -> None:
-        if cell.state == "starting":
-            cell.move("start_failed")
-            self._discard_mail(cell)
-            await self._stop_children(cell)
-            self._runtime.release(cell)
-            if attached:
-                cell.lane.detach(cell)
+    async def _abort(self, cell: Cell) -> None:
+        cell.move("start_failed")
+        self._discard_mail(cell)
+        await self._stop_children(cell)
+        self._runtime.release(cell)
+        cell.lane.detach(cell)
 
     # --- failure ---
 
@@ -120,7 +146,7 @@ class Supervisor:
                 self._give_up(cell)
                 return
             cell.history = decision.history
-            await asyncio.sleep(decision.delay)
+            await self._wait_to_restart(cell, decision)
             try:
                 await self._birth(cell)
             except BaseException as again:
@@ -134,6 +160,14 @@ class Supervisor:
         cell.move("started")
         self._publish(ActorRestarted(cell.name, cell.restarts, decision.delay))
         cell.lane.resume(cell)
+
+    async def _wait_to_restart(self, cell: Cell, decision: Restart) -> None:
+        if decision.paused:
+            cell.move("paused")
+            self._publish(ActorPaused(cell.name, decision.delay))
+        await asyncio.sleep(decision.delay)
+        if decision.paused:
+            cell.move("retry")
 
     def _report_failure(self, cell: Cell, error: BaseException) -> None:
         if ActorFailed in self._runtime.bus:
@@ -170,7 +204,7 @@ class Supervisor:
         self._discard_mail(cell)
         quiet = await cell.lane.quiesce(cell, grace)
         await self._stop_children(cell, grace)
-        if quiet and on_stop and cell.actor is not None:
+        if quiet and on_stop and cell.born:
             quiet = await self._hook(cell, cell.actor.on_stop, grace)
         self._runtime.release(cell)
         cell.lane.detach(cell)
@@ -180,7 +214,8 @@ class Supervisor:
 
     async def _stop_children(self, cell: Cell, grace: float = GRACE) -> None:
         for child in reversed(tuple(cell.children.values())):
-            await self.stop(child, grace)
+            # Shielded: when this wait is cancelled, the stop of the child still goes to its end.
+            await asyncio.shield(self.stop(child, grace))
 
     def _discard_mail(self, cell: Cell) -> None:
         for envelope in cell.mailbox.close():
@@ -188,16 +223,25 @@ class Supervisor:
 
     async def _hook(self, cell: Cell, hook: Callable[[], Any], grace: float = GRACE) -> bool:
         """Run a hook that may fail without consequence; ``False`` if it did not end in time."""
-        try:
-            async with asyncio.timeout(grace):
-                await cell.lane.call(cell, hook)
-        except TimeoutError:
+        task = self._task(self._contained(cell, hook))
+        done, _ = await asyncio.wait((task,), timeout=grace)
+        if not done:
+            task.cancel()
+            done, _ = await asyncio.wait((task,), timeout=SHORT_GRACE)
+            self._tasks.discard(task)  # one that swallows its cancellation is left behind
             return False
-        except BaseException as error:
-            if _cancelled_from_outside(error):
-                raise
+        error = task.result()
+        if error is not None:
             self._report_failure(cell, error)
         return True
+
+    @staticmethod
+    async def _contained(cell: Cell, hook: Callable[[], Any]) -> BaseException | None:
+        try:
+            await cell.lane.call(cell, hook)
+        except BaseException as error:  # noqa: BLE001 - S15: a hook may raise anything, and asyncio re-raises SystemExit
+            return error
+        return None
 
     async def close(self) -> None:
         """Wait for everything that is still under way."""

@@ -15,8 +15,9 @@ from grami_actors.cell import CONNECTION, Spec
 from grami_actors.errors import ConfigError, StartFailed
 from grami_actors.frames import PROTOCOL_VERSION
 from grami_actors.messages import Message, ToolCall
-from grami_actors.model import Generate, Model
+from grami_actors.model import Model
 from grami_actors.protocol import Catalog
+from grami_actors.restarts import RestartPolicy
 from grami_actors.system import ActorSystem
 from grami_actors.tools import ModelActor, Tool, ToolActor
 
@@ -85,7 +86,7 @@ class Swarm:
         """
         found: dict[str, type[Message]] = {}
         kinds: list[type[Message]] = [kind for source in self.agents for kind in _kind(source).handlers]
-        kinds += [ToolCall] * bool(self.tools) + [Generate] * (self.model is not None)
+        kinds += [ToolCall] * bool(self.tools)
         for kind in kinds:
             name = str(kind.__struct_config__.tag)
             if found.setdefault(name, kind) is not kind:
@@ -119,8 +120,6 @@ class Swarm:
     def _handler_of(self, kind: type[Message]) -> str:
         if kind is ToolCall:
             return "tool:NAME"
-        if kind is Generate:
-            return MODEL
         return next(str(each.agent_name) for each in map(_kind, self.agents) if kind in each.handlers)
 
     async def start(self, system: ActorSystem) -> None:
@@ -153,9 +152,10 @@ class Swarm:
             chosen = model() if callable(model) else model
         except Exception as error:
             raise StartFailed(f"the model could not be chosen: {error}") from error
-        spec = Spec(ModelActor, (chosen,), concurrency=ModelActor.concurrency, overflow="wait")
-        system.table.join(MODEL, (await system.spawn_spec(spec, name=MODEL))._cell)
-        system.table.types.setdefault(Generate, MODEL)
+        policy = RestartPolicy(pause=15.0)
+        spec = Spec(ModelActor, (chosen,), concurrency=ModelActor.concurrency, overflow="wait", restart=policy)
+        # Not public: a prompt costs money or minutes, so clients ask agents, and agents ask the model.
+        system.table.join(MODEL, (await system.spawn_spec(spec, name=MODEL))._cell, public=False)
 
     async def _start_agent(self, system: ActorSystem, source: AgentSource) -> None:
         kind = _kind(source)

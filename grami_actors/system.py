@@ -93,7 +93,7 @@ class ActorSystem:
         """Stop all actors, children first, the last started first; ``grace`` seconds for each."""
         self._closing = True
         while roots := [cell for cell in self.table.cells.values() if cell.parent is None]:
-            await self._supervisor.stop(roots[-1], grace)
+            await asyncio.shield(self._supervisor.stop(roots[-1], grace))
         await self._supervisor.close()
 
     # --- for users ---
@@ -164,7 +164,8 @@ class ActorSystem:
             whether this call stopped it.
         """
         cell = self.resolve(to, None) if isinstance(to, str) else to._cell
-        return await self._supervisor.stop(cell, grace)
+        # Shielded: who is cancelled while it waits must not leave an actor that is half stopped.
+        return await asyncio.shield(self._supervisor.stop(cell, grace))
 
     def kill(self, to: str | Ref[Any]) -> None:
         """End what the actor is doing now; its supervisor treats that as a failure and restarts it.

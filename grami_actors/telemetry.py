@@ -56,6 +56,13 @@ class ActorGaveUp(Event, frozen=True):
     failures: int
 
 
+class ActorPaused(Event, frozen=True):
+    """The restart intensity was exceeded: the actor rests for ``seconds``, and is unavailable meanwhile."""
+
+    actor: str
+    seconds: float
+
+
 class ActorStopped(Event, frozen=True):
     """The actor is gone; its name is free."""
 
@@ -216,6 +223,7 @@ _LINES: dict[type[Event], tuple[str, Callable[[Any], str]]] = {
     ActorFailed: ("ERROR", lambda e: f"{e.actor} failed: {e.error}\n{e.details}".rstrip()),
     ActorRestarted: ("WARNING", lambda e: f"{e.actor} restarted after {e.delay * 1000:.0f} ms (restart {e.restarts})"),
     ActorGaveUp: ("ERROR", lambda e: f"{e.actor} failed {e.failures} times in a row and is not restarted again"),
+    ActorPaused: ("ERROR", lambda e: f"{e.actor} failed too often and rests for {e.seconds:.0f} s"),
     ActorStopped: ("DEBUG", lambda e: f"{e.actor} stopped{'; its thread still runs and was left behind' * e.leaked}"),
     DeadLetter: (
         "WARNING",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -22,6 +23,7 @@ from grami_actors.errors import (
     Cancelled,
     DeadlineExceeded,
     DestinationNotFound,
+    GramiError,
     KillRefused,
     MailboxFull,
     NameTaken,
@@ -30,9 +32,17 @@ from grami_actors.errors import (
     StartFailed,
     WouldDeadlock,
 )
-from grami_actors.future import current_scope
+from grami_actors.future import STREAM_BUFFER, current_scope
 from grami_actors.restarts import RestartPolicy
-from grami_actors.telemetry import ActorFailed, ActorGaveUp, ActorRestarted, ActorStopped, DeadLetter, MessageHandled
+from grami_actors.telemetry import (
+    ActorFailed,
+    ActorGaveUp,
+    ActorPaused,
+    ActorRestarted,
+    ActorStopped,
+    DeadLetter,
+    MessageHandled,
+)
 from tests.conftest import LANES, Gate, Recorder, on, running
 
 AT_ONCE = RestartPolicy(shortest=0.0, longest=0.0)
@@ -855,3 +865,208 @@ async def test_the_thread_budget_is_kept() -> None:
             await system.spawn(on("thread", Log))
         with pytest.raises(StartFailed, match="all 2 of this system"):
             await system.spawn(on("thread", Log))
+
+
+# --- what an attack found ---
+
+
+async def test_cancelling_who_waits_for_a_stop_does_not_cancel_the_stop(lane: str) -> None:
+    gate = Gate()
+    async with running() as system:
+        events = Recorder(system, ActorStopped)
+        ref = await system.spawn(on(lane, Held), gate, name="held")
+        held = ref.ask("hold", block=False)
+        await gate.until_entered()
+        waiting = asyncio.create_task(system.stop(ref))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        gate.opened.set()
+        assert (await events.first(ActorStopped)).actor == "held"
+        assert await held == "hold"
+        await system.spawn(on(lane, Log), name="held")
+
+
+async def test_a_parent_that_is_stopped_while_it_recovers_takes_its_children_along(lane: str) -> None:
+    gate = Gate()
+
+    class Parent(Log):
+        restart = AT_ONCE
+
+        async def on_receive(self, message: Any) -> Any:
+            if message == "spawn":
+                child = await self.spawn(on(lane, Held), gate, name="child")
+                child.tell("hold")
+            else:
+                raise ValueError("fails")
+
+    async with running() as system:
+        failed = Recorder(system, ActorFailed)
+        ref = await system.spawn(on(lane, Parent), name="parent")
+        await system.ask(ref, "spawn")
+        await gate.until_entered()
+        ref.tell("fail")
+        await failed.first(ActorFailed)
+        stopping = asyncio.create_task(system.stop(ref))
+        await asyncio.sleep(0)
+        gate.opened.set()
+        assert await stopping
+        assert [info.name for info in system.tree()] == ["router"]
+
+
+async def test_a_start_that_fails_while_its_spawner_gives_up_leaves_nothing_behind(lane: str) -> None:
+    gate = Gate()
+
+    class Child(Log):
+        async def on_stop(self) -> None:
+            await gate.wait_async()
+
+    class Parent(Actor):
+        async def on_start(self) -> None:
+            await self.spawn(on(lane, Child), name="child")
+            raise ValueError("cannot start")
+
+    async with running() as system:
+        stopped = Recorder(system, ActorStopped)
+        spawning = asyncio.create_task(system.spawn(on(lane, Parent), name="parent"))
+        await gate.until_entered()
+        spawning.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await spawning
+        gate.opened.set()
+        await stopped.first(ActorStopped)
+        await system.close()
+        assert system.tree() == ()
+
+
+async def test_an_actor_that_is_stopped_while_it_starts_does_not_run_on_stop() -> None:
+    gate = Gate()
+    log: list[str] = []
+
+    class Slow(Actor):
+        async def on_start(self) -> None:
+            try:
+                await gate.wait_async()
+            finally:
+                log.append("on_start ended")
+
+        def on_stop(self) -> None:
+            log.append("on_stop")
+
+    async with running() as system:
+        spawning = asyncio.create_task(system.spawn(Slow, name="slow"))
+        await gate.until_entered()
+        await system.stop("slow")
+        with pytest.raises(StartFailed, match="stopped while it started"):
+            await spawning
+        assert log == ["on_start ended"]
+        gate.opened.set()
+
+
+async def test_failures_of_the_old_instance_do_not_count_against_the_new_one(lane: str) -> None:
+    gates = [Gate() for _ in range(3)]
+
+    class Wide(Log):
+        concurrency = 3
+        restart = RestartPolicy(intensity=1, shortest=0, longest=0)
+
+        async def on_receive(self, message: Any) -> Any:
+            if message == "alive":
+                return message
+            await gates[message].wait_async()
+            raise ValueError("upstream broke")
+
+    async with running() as system:
+        events = Recorder(system, ActorRestarted, ActorGaveUp)
+        ref = await system.spawn(on(lane, Wide))
+        asked = [ref.ask(number, block=False) for number in range(3)]
+        for gate in gates:
+            await gate.until_entered()
+        for gate, future in zip(gates, asked, strict=True):
+            gate.opened.set()
+            with pytest.raises(ValueError, match="upstream"):
+                await future
+            await events.first(ActorRestarted)
+        assert await system.ask(ref, "alive") == "alive"
+        assert [type(event) for event in events.events] == [ActorRestarted]
+
+
+@pytest.mark.parametrize("reason", ["cancelled", "rejected"])
+async def test_a_task_group_of_asks_that_end_with_answers_is_no_failure(reason: str) -> None:
+    gate = Gate()
+
+    class Grouping(Actor):
+        async def on_receive(self, message: Any) -> Any:
+            async def one() -> Any:
+                return await self.ask("log", message)
+
+            async with asyncio.TaskGroup() as group:
+                group.create_task(one())
+                group.create_task(one())
+
+    class Answering(Held):
+        async def on_receive(self, message: Any) -> Any:
+            if message == "reject":
+                raise Reject("QUOTA_EXCEEDED", "no")
+            return await super().on_receive(message)
+
+    async with running() as system:
+        failures = Recorder(system, ActorFailed)
+        await system.spawn(Answering, gate, name="log")
+        ref = await system.spawn(Grouping)
+        future = ref.ask("reject" if reason == "rejected" else "hold", block=False)
+        if reason == "cancelled":
+            await gate.until_entered()
+            future.cancel()
+        with pytest.raises(GramiError) as raised:
+            await future
+        assert raised.value.error_code == ("QUOTA_EXCEEDED" if reason == "rejected" else "CANCELLED")
+        await system.stop(ref)
+        assert failures.events == []
+        gate.opened.set()
+
+
+async def test_a_hook_that_swallows_its_cancellation_does_not_hold_up_the_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = asyncio.Event()
+
+    class Stubborn(Actor):
+        async def on_stop(self) -> None:
+            while not over.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await over.wait()
+
+    monkeypatch.setattr("grami_actors.supervisor.SHORT_GRACE", 0.01)
+    async with running() as system:
+        events = Recorder(system, ActorStopped)
+        ref = await system.spawn(Stubborn)
+        assert await system.stop(ref, grace=0.01)
+        assert events.events[0].leaked
+        over.set()
+
+
+async def test_an_actor_whose_policy_has_a_pause_rests_and_starts_over(lane: str) -> None:
+    async with running() as system:
+        events = Recorder(system, ActorPaused, ActorRestarted)
+        policy = RestartPolicy(intensity=1, shortest=0, longest=0, pause=0.01)
+        ref = await system.spawn(on(lane, Log, restart=policy))
+        for _ in range(2):
+            ref.tell(ValueError("again"))
+        await events.until(lambda seen: len(seen) == 3)
+        assert [type(event) for event in events.events] == [ActorRestarted, ActorPaused, ActorRestarted]
+        assert await system.ask(ref, "alive") == "alive"
+
+
+async def test_awaiting_a_stream_as_a_whole_needs_no_room_for_its_chunks() -> None:
+    class Writer(Actor):
+        async def on_receive(self, message: Any) -> Any:
+            for number in range(STREAM_BUFFER + 10):
+                self.emit(number)
+            return "whole"
+
+    class Reader(Actor):
+        async def on_receive(self, message: Any) -> Any:
+            return await self.stream("writer", message)
+
+    async with running() as system:
+        await system.spawn(Writer, name="writer")
+        ref = await system.spawn(Reader)
+        assert await system.ask(ref, "write") == "whole"

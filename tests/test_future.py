@@ -77,6 +77,19 @@ async def value_of(future: Future[Any]) -> Any:
 # --- settling ---
 
 
+def test_of_two_answers_one_is_the_answer_at_whatever_instruction_the_other_comes() -> None:
+    for moment in itertools.count(1):
+        future, told = Future[Any](), []
+        act = lambda future=future, told=told: told.append(future.set_result("other"))  # noqa: E731 - as short as it gets
+        with Switch(Future._settle, moment, future._lock, act) as switch:
+            told.append(future.set_result("one"))
+        if not switch.happened:
+            break
+        assert sorted(told) == [False, True], f"at instruction {moment}"
+        assert future.get() == ("one" if told[-1] else "other")
+    assert moment > 5
+
+
 @pytest.mark.usefixtures("frequent_switches")
 @pytest.mark.parametrize("round_", range(20))
 def test_of_many_answers_that_race_exactly_one_is_the_answer(round_: int) -> None:
@@ -181,6 +194,30 @@ async def several(future: Future[Any]) -> Any:
     first, second = await asyncio.gather(value_of(future), value_of(future))
     assert first is second
     return first
+
+
+def test_an_answer_is_noticed_at_whatever_instruction_of_the_wait_it_comes() -> None:
+    for moment in itertools.count(1):
+        future = Future[Any]()
+        act = lambda future=future: future.set_result(1)  # noqa: E731 - as short as it gets
+        with Switch(Future._add_waiter, moment, future._lock, act) as switch, contextlib.suppress(pykka.Timeout):
+            assert future.get(timeout=0) == 1
+        if not switch.happened:
+            break
+        assert future.get(timeout=0) == 1
+        assert not future._waiters, f"at instruction {moment}"
+    assert moment > 5
+
+
+async def test_a_wait_that_is_given_up_leaves_the_others_waiting() -> None:
+    future, _ = asked()
+    waiting = asyncio.create_task(value_of(future))
+    await asyncio.sleep(0)
+    with pytest.raises(pykka.Timeout):
+        await asyncio.to_thread(future.get, timeout=0)
+    future.set_result("value")
+    async with asyncio.timeout(20):
+        assert await waiting == "value"
 
 
 async def test_a_loop_goes_on_while_an_answer_is_awaited() -> None:
@@ -425,6 +462,20 @@ def test_every_chunk_is_read_in_order_exactly_once_however_the_two_take_turns(bu
             assert await stream == "whole"
 
     asyncio.run(play())
+
+
+async def test_a_chunk_is_read_as_soon_as_it_comes() -> None:
+    stream, _ = asked(Stream)
+    chunks = aiter(stream)
+    async with asyncio.timeout(20):
+        for number in range(3):
+            reading = asyncio.create_task(anext(chunks))
+            await asyncio.sleep(0)
+            assert not reading.done()
+            stream.emit(number)
+            assert await reading == number
+        stream.set_result("whole")
+        assert [chunk async for chunk in chunks] == []
 
 
 @pytest.mark.usefixtures("frequent_switches")

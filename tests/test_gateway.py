@@ -14,9 +14,10 @@ import msgspec
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from grami_actors import Agent, Message, Swarm, handles
+from grami_actors import Agent, Message, RestartPolicy, ScriptedModel, Swarm, handles
 from grami_actors.telemetry import (
     ActorFailed,
+    ActorPaused,
     ActorRestarted,
     ConnectionAuthenticated,
     DeadLetter,
@@ -28,6 +29,10 @@ from grami_actors.telemetry import ConnectionClosed as ClosedEvent
 from grami_actors.telemetry import ConnectionOpened as OpenedEvent
 from tests.conftest import Gate, Recorder, heard, raw, serving, tell
 from tests.swarms import small_swarm
+
+
+class Hello(Message, tag="hello_there"):
+    """A message that hurts nobody."""
 
 
 async def answer(socket: Any, **message: Any) -> dict[str, Any]:
@@ -678,3 +683,95 @@ async def test_a_fault_of_the_connection_itself_ends_only_that_connection() -> N
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1011
         assert (await answer(two, type="echo", text="unharmed"))["status"] == "success"
+
+
+async def test_what_was_cancelled_while_it_waited_frees_its_place_and_its_memory() -> None:
+    gate = Gate()
+
+    class Job(Message):
+        text: str
+
+    class Busy(Agent, mailbox=2):
+        @handles(Job)
+        async def work(self, message: Job) -> str:
+            await gate.wait_async()
+            return message.text
+
+    async with serving(Swarm([Busy])) as manager, raw(manager) as socket:
+        await tell(socket, type="job", text="in hand", id="first")
+        await gate.until_entered()
+        for number in range(100):
+            await tell(socket, type="job", text="x", id=number)
+            await tell(socket, type="cancel", request_id=number)
+            assert (await heard(socket))["error_code"] == "CANCELLED"
+        statistics = manager.system.table.cells["busy"].mailbox.statistics()
+        assert statistics.parked == 0
+        assert statistics.depth <= 2
+        gate.opened.set()
+        assert (await heard(socket))["data"] == "in hand"
+
+
+async def test_a_description_that_hangs_can_be_cancelled_and_has_a_deadline() -> None:
+    gate = Gate()
+    swarm = small_swarm()
+    swarm.describe = gate.hold  # type: ignore[assignment]  # as a lazy tool's module does that never ends
+    async with serving(swarm) as manager, raw(manager) as socket:
+        assert (await answer(socket, type="describe", id=1, timeout_ms=20))["error_code"] == "DEADLINE_EXCEEDED"
+        await tell(socket, type="describe", id=2)
+        await tell(socket, type="cancel", request_id=2)
+        assert (await heard(socket))["error_code"] == "CANCELLED"
+        gate.opened.set()
+
+
+async def test_a_handler_that_emits_without_a_pause_drops_chunks_instead_of_filling_the_memory() -> None:
+    class Flood(Message):
+        pieces: int
+
+    class Flooder(Agent):
+        @handles(Flood)
+        def flood(self, message: Flood) -> str:
+            for number in range(message.pieces):
+                self.emit(number)
+            return "whole"
+
+    async with serving(Swarm([Flooder])) as manager, raw(manager) as socket:
+        await tell(socket, type="flood", pieces=50_000, id=1, stream=True)
+        frames = [await heard(socket)]
+        while frames[-1]["type"] != "response":
+            frames.append(await heard(socket))
+        chunks = [frame for frame in frames if frame["type"] == "response.chunk"]
+        assert frames[-1]["data"] == "whole"
+        assert frames[-1]["chunks_dropped"] == 50_000 - len(chunks) > 0
+
+
+async def test_a_client_that_makes_an_agent_fail_over_and_over_does_not_end_it_for_good() -> None:
+    class Poison(Message):
+        pass
+
+    class Fragile(Agent, restart=RestartPolicy(intensity=1, shortest=0, longest=0, pause=0.05)):
+        @handles(Poison)
+        def take(self, message: Poison) -> None:
+            raise ValueError("poison")
+
+        @handles(Hello)
+        def greet(self, message: Hello) -> str:
+            return "hello"
+
+    async with serving(Swarm([Fragile])) as manager, raw(manager) as socket:
+        events = Recorder(manager.system, ActorPaused, ActorRestarted)
+        for _ in range(2):
+            await answer(socket, type="poison")
+        await events.first(ActorPaused)
+        frame = await answer(socket, type="hello_there", id=1)
+        assert (frame["error_code"], frame["retryable"]) == ("AGENT_UNAVAILABLE", True)
+        await events.until(lambda seen: isinstance(seen[-1], ActorRestarted))
+        assert (await answer(socket, type="hello_there", id=1))["data"] == "hello"
+
+
+async def test_clients_cannot_use_the_model_behind_the_agents_backs() -> None:
+    swarm = Swarm([small_swarm().agents[0]], model=ScriptedModel({"x": "y"}))
+    async with serving(swarm) as manager, raw(manager) as socket:
+        prompt = {"text": "x"}
+        assert (await answer(socket, type="generate", prompt=prompt, id=1))["error_code"] == "UNKNOWN_TYPE"
+        frame = await answer(socket, type="echo", text="x", to="tool:model", id=1)
+        assert frame["error_code"] == "DESTINATION_NOT_FOUND"

@@ -91,6 +91,11 @@ def test_the_history_that_is_kept_never_grows_beyond_the_intensity(policy: Resta
             history = decision.history
 
 
+def test_thousands_of_restarts_are_no_overflow() -> None:
+    policy = RestartPolicy(intensity=5_000, jitter=0.0)
+    assert decide(policy, [0.0] * 4_000, 1.0, 0.0) == Restart(policy.longest, (*[0.0] * 4_000, 1.0))
+
+
 def test_an_intensity_of_zero_never_restarts() -> None:
     assert decide(RestartPolicy(intensity=0), (), 0.0, 0.0) == GiveUp(failures=1)
 

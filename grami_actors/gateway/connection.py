@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
@@ -32,6 +33,9 @@ from grami_actors.protocol import Accepted, CancelRequest, Catalog, DescribeRequ
 from grami_actors.restarts import RestartPolicy
 from grami_actors.router import Forward
 from grami_actors.telemetry import ConnectionAuthenticated, InternalError, RequestFinished
+
+BACKLOG = 1_000
+"""Events that may wait for a connection's actor before chunks and progress are dropped."""
 
 FLUSH = 1.0
 """Seconds that the last answers get before a connection is closed for misuse."""
@@ -97,6 +101,7 @@ class Answer(msgspec.Struct, frozen=True):
     key: int
     value: Any
     error: BaseException | None
+    dropped: int = 0
 
 
 class Gate(Protocol):
@@ -120,13 +125,14 @@ class Gate(Protocol):
 class Request:
     """Where one request's answer, chunks and progress go: into the connection's mailbox, from any thread."""
 
-    __slots__ = ("_began", "_cell", "_key", "_once")
+    __slots__ = ("_began", "_cell", "_dropped", "_key", "_once")
 
     def __init__(self, cell: Cell, key: int) -> None:
         self._cell = cell
         self._key = key
         self._once = [None]
         self._began = False
+        self._dropped = 0
 
     def _post(self, message: Any) -> bool:
         try:
@@ -141,7 +147,7 @@ class Request:
             self._once.pop()  # atomic: of two answers that race, one wins
         except IndexError:
             return False
-        return self._post(Answer(self._key, value, error))
+        return self._post(Answer(self._key, value, error, self._dropped))
 
     def set_result(self, value: Any) -> bool:
         """The request succeeded."""
@@ -162,12 +168,16 @@ class Request:
             self._post(Began(self._key, source))
 
     def emit(self, data: Any) -> None:
-        """An agent emitted a chunk."""
-        self._post(Piece(self._key, data))
+        """An agent emitted a chunk; dropped and counted when the connection does not keep up."""
+        if len(self._cell.mailbox) > BACKLOG:
+            self._dropped += 1
+        else:
+            self._post(Piece(self._key, data))
 
     def progress(self, fraction: float, message: str) -> None:
-        """An agent reported progress."""
-        self._post(Advance(self._key, fraction, message))
+        """An agent reported progress; left out when the connection does not keep up."""
+        if len(self._cell.mailbox) <= BACKLOG:
+            self._post(Advance(self._key, fraction, message))
 
 
 class Connection(Actor):
@@ -178,7 +188,7 @@ class Connection(Actor):
         gate: what all connections share.
     """
 
-    mailbox = 256
+    mailbox = 16
     overflow = "wait"
     restart = RestartPolicy(intensity=0)  # its state is the socket's: a fault ends the connection
 
@@ -240,46 +250,57 @@ class Connection(Actor):
         elif isinstance(action, CancelRequest):
             self._cancel(action.key)
         elif isinstance(action, DescribeRequest):
-            self._start(self._describe(action.key))
+            self._describe(action)
 
-    def _forward(self, accepted: Accepted) -> None:
-        request = Request(self._cell, accepted.key)
+    def _begin(
+        self, key: int, timeout: float, trace_id: str = "", *, stream: bool = False
+    ) -> tuple[Request, Scope] | None:
+        """Make the scope of a request, and count it; ``None``, and an answer, if the server is full."""
+        request = Request(self._cell, key)
         try:
             self._gate.admit()
         except MailboxFull as full:
-            self._finish(accepted.key, None, full)
-            return
+            self._finish(key, None, full)
+            return None
         runtime = self._cell.runtime
-        now = runtime.now()
         scope = Scope(
-            deadline=now + accepted.timeout,
-            trace_id=accepted.trace_id or runtime.new_trace_id(),
-            sink=request if accepted.stream else None,
+            deadline=runtime.now() + timeout,
+            trace_id=trace_id or runtime.new_trace_id(),
+            sink=request if stream else None,
         )
         scope.on_cancel(request.cancelled)
-        self._work[accepted.key] = scope, runtime.loop.call_later(accepted.timeout, scope.expire)
-        envelope = Envelope(accepted.message, request, self.name, scope, now)
-        try:
-            self._gate.router.tell(Forward(envelope, accepted.to))
-        except GramiError as closed:
-            request.fail(closed)
+        self._work[key] = scope, runtime.loop.call_later(timeout, scope.expire)
+        return request, scope
+
+    def _forward(self, accepted: Accepted) -> None:
+        begun = self._begin(accepted.key, accepted.timeout, accepted.trace_id, stream=accepted.stream)
+        if begun is not None:
+            request, scope = begun
+            envelope = Envelope(accepted.message, request, self.name, scope, self._cell.now())
+            try:
+                self._gate.router.tell(Forward(envelope, accepted.to))
+            except GramiError as closed:
+                request.fail(closed)
 
     def _cancel(self, key: int) -> None:
         work = self._work.get(key)
         if work is not None:
             work[0].cancel(Cancelled("the client cancelled the request"))
 
-    async def _describe(self, key: int) -> None:
-        value: Any = None
-        error: BaseException | None = None
-        try:
-            value = await asyncio.to_thread(self._gate.catalog.describe)
-        except asyncio.CancelledError:
-            raise
-        except BaseException as flaw:  # noqa: BLE001 - a lazy tool's module may even exit: it becomes the answer
-            error = flaw
-        with contextlib.suppress(AgentUnavailable):
-            self._cell.post(Envelope(Answer(key, value, error)), force=True)
+    def _describe(self, action: DescribeRequest) -> None:
+        begun = self._begin(action.key, action.timeout)
+        if begun is None:
+            return
+        request, describe_all = begun[0], self._gate.catalog.describe
+
+        def work() -> None:
+            try:
+                request.set_result(describe_all())
+            except BaseException as flaw:  # noqa: BLE001 - a lazy tool's module may even exit: it becomes the answer
+                request.fail(flaw)
+
+        # It may import tools, which may hang: a thread that nobody waits for, not even the end of the process.
+        threading.Thread(target=work, name=f"{self.name} describe", daemon=True).start()
 
     def _on_answer(self, answer: Answer) -> None:
         work = self._work.pop(answer.key, None)
@@ -287,6 +308,7 @@ class Connection(Actor):
             self._gate.leave()
             if work[1] is not None:
                 work[1].cancel()
+        self._protocol.drop(answer.key, answer.dropped)
         self._finish(answer.key, answer.value, answer.error)
 
     def _finish(self, key: int, value: Any, error: BaseException | None) -> None:

@@ -5,8 +5,8 @@ Rules:
 1. Mailboxes are scheduled, not tasks: an idle actor owns no task and no thread. The first message in an
    idle mailbox puts its cell on the ready queue; one coalesced callback drains the queue.
 2. A plain handler runs inside the drain. Only a coroutine gets a task.
-3. Fairness: a cell handles at most :data:`BATCH` messages a turn, and the drain gives the loop back after
-   :data:`SLICE` seconds, so sockets and timers get theirs.
+3. Fairness: a cell handles at most :data:`BATCH` messages a turn, and none begins after :data:`SLICE` seconds
+   of a drain, which then gives the loop back, so sockets and timers get theirs.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class LoopLane:
         end = self._clock() + SLICE
         while ready:
             cell = ready.popleft()
-            if self._turn(cell):
+            if self._turn(cell, end):
                 ready.append(cell)
             if self._clock() >= end:
                 break
@@ -80,8 +80,8 @@ class LoopLane:
             self._scheduled = True
             self._schedule()
 
-    def _turn(self, cell: Cell) -> bool:
-        """Handle a batch; whether there may be more to do at once."""
+    def _turn(self, cell: Cell, end: float) -> bool:
+        """Handle a batch, until ``end`` at the latest; whether there may be more to do at once."""
         take, handle = cell.mailbox.take, cell.handle
         for _ in range(BATCH):
             if cell.paused or cell.working >= cell.concurrency:
@@ -92,6 +92,8 @@ class LoopLane:
             rest = handle(envelope)
             if rest is not None:
                 self._begin(cell, rest)
+            elif self._clock() >= end:
+                return True
         return True
 
     def _begin(self, cell: Cell, rest: Coroutine[Any, Any, None]) -> None:
