@@ -22,7 +22,6 @@ _PYKKA_MESSAGES = frozenset(
         pykka_messages.ProxyCall,
         pykka_messages.ProxyGetAttr,
         pykka_messages.ProxySetAttr,
-        pykka_messages._ActorStop,
     }
 )
 

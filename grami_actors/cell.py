@@ -188,7 +188,6 @@ class Cell:
     """What stays of an actor when it is restarted. Users hold its :class:`Ref`."""
 
     __slots__ = (
-        "__weakref__",
         "actor",
         "born",
         "children",
@@ -236,9 +235,6 @@ class Cell:
 
     def _wake(self) -> None:
         self.lane.wake(self)
-
-    def __repr__(self) -> str:
-        return f"<{self.name}: {self.state}>"
 
     def now(self) -> float:
         """Seconds on the system's clock."""
@@ -289,9 +285,13 @@ class Cell:
             return
         admitted: Future[None] = Future()
         self.post(envelope, park=lambda: admitted.set(None))
+        if admitted.done():
+            return
+        # Waiting for room is waiting: it has a deadline, and a circle of it is an error.
+        admitted.bind(self, Scope(envelope.scope, deadline=self.runtime.now() + ASK_TIMEOUT), inside=True)
         try:
             await admitted
-        except asyncio.CancelledError:
+        except BaseException:
             self.mailbox.withdraw(envelope)
             raise
 
@@ -305,7 +305,7 @@ class Cell:
         trace_id = self.runtime.new_trace_id() if parent is None else ""
         if timeout is None:
             # Within a request its deadline is the limit: a second, shorter one would surprise whoever set the first.
-            timeout = ASK_TIMEOUT if parent is None else math.inf
+            timeout = ASK_TIMEOUT if parent is None or parent.deadline == math.inf else math.inf
         scope = Scope(parent, deadline=now + timeout, trace_id=trace_id, sink=sink)
         future.bind(self, scope, inside=delivery is not None)
         if scope.reason is None:
@@ -324,7 +324,7 @@ class Cell:
         reply_to = envelope.reply_to
         if reply_to is not None and reply_to.fail(error):
             return
-        if reply_to is None or reason == "late_reply":
+        if reply_to is None:
             self.bury(envelope, reason)
 
     def bury(self, envelope: Envelope, reason: str) -> None:

@@ -214,7 +214,7 @@ async def _run(script: scripts.Script, names: list[str], *, as_json: bool, log: 
     return 0 if all(result.passed for result in results) else 1
 
 
-@app.command(context_settings={"ignore_unknown_options": False})
+@app.command()
 def send(
     message_type: Annotated[str, typer.Argument(metavar="TYPE", help="The message type, such as content_request.")],
     fields: Annotated[

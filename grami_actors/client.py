@@ -32,6 +32,8 @@ from grami_actors.messages import Message
 
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 10.0
+UNWANTED = range(4400, 4500)
+"""Close codes after which a client does not come back by itself."""
 
 
 class Frame(msgspec.Struct, omit_defaults=True):
@@ -173,6 +175,8 @@ class Client:
     async def _send(self, request: dict[str, Any]) -> None:
         if self._failure is not None:
             raise self._failure
+        if self._runner is None:
+            raise ConnectionLost("the client is not connected; use it with `async with connect() as grami`")
         await self._connected.wait()
         if self._failure is not None:
             raise self._failure
@@ -213,15 +217,22 @@ class Client:
                 async for data in self._socket:
                     self._deliver(data)
                 reason = f"closed with {self._socket.close_code} {self._socket.close_reason or ''}".rstrip()
-            except WebSocketException as lost:
-                reason = str(lost)
+            except WebSocketException as closed:
+                reason = str(closed)
+            lost = ConnectionLost(f"the connection was lost ({reason}); the outcome is unknown")
+            if not self._retry_for or (self._socket.close_code or 0) in UNWANTED:
+                self._fail(lost)
+                return
             self._connected.clear()
-            self._lose(ConnectionLost(f"the connection was lost ({reason}); the outcome is unknown"))
+            self._lose(lost)
             try:
                 self._socket = await self._open(deadline=loop.time() + self._retry_for)
             except GramiError as error:
                 self._fail(error)
                 return
+            except Exception as error:
+                self._fail(ConnectionLost(f"the connection could not be made anew: {error}"))
+                raise
 
     def _deliver(self, data: str | bytes) -> None:
         # A frame that cannot be read must not end the reader; RecursionError is no MsgspecError.

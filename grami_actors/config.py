@@ -1,4 +1,4 @@
-"""All settings of a Growth Manager, in one frozen Struct; the environment is read here and nowhere else. Floor 1."""
+"""All settings of a Growth Manager, in one frozen Struct, from arguments, the environment and defaults. Floor 1."""
 
 from __future__ import annotations
 

@@ -216,6 +216,9 @@ class Future(pykka.Future[T]):
                         raise pykka.Timeout(f"{timeout} seconds")
                 elif not arrived.wait(remaining):
                     self._expire()
+        except AskCycle:
+            self.cancel()  # as await does: the message must not be handled later, with nobody waiting
+            raise
         finally:
             self._remove_waiter(arrived.set)
 
@@ -463,10 +466,16 @@ def only_answer(group: BaseExceptionGroup[BaseException]) -> GramiError | None:
 
 def describe(error: BaseException) -> str:
     """One line about an exception, without its traceback."""
-    text = str(error)
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - an exception may bring code of its own that fails
+        text = "(its text cannot be read)"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def details(error: BaseException) -> str:
     """The traceback as text, for logs only."""
-    return "".join(traceback.format_exception(error))
+    try:
+        return "".join(traceback.format_exception(error))
+    except Exception:  # noqa: BLE001 - an exception may bring code of its own that fails
+        return describe(error)

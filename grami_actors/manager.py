@@ -125,6 +125,8 @@ class GrowthManager:
         if self._state is not None:
             state, self._state = self._state, None
             self._withdraw(state)
-        if self._gateway is not None:
-            await self._gateway.close()
-        await self.system.close()
+        try:
+            if self._gateway is not None:
+                await self._gateway.close()
+        finally:
+            await self.system.close()

@@ -138,7 +138,9 @@ class Router(Actor):
 
     def on_receive(self, message: Any) -> None:
         """Hand the envelope of a :class:`Forward` on, or answer it with what is wrong."""
-        envelope: Envelope = message.envelope
+        if not isinstance(message, Forward):
+            raise GramiError(f"the router forwards, and a {type(message).__name__} is nothing to forward")
+        envelope = message.envelope
         try:
             if message.to and message.to not in self._table.public:
                 # The router itself, other clients' connections and children are nobody's business.

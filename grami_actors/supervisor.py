@@ -11,6 +11,7 @@ in reverse order, run ``on_stop``, free the name, and only then tell whoever wai
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import threading
 from collections.abc import Callable, Coroutine
@@ -87,14 +88,16 @@ class Supervisor:
         # A task of its own: whoever spawns may be cancelled, and what was begun must still be put away.
         cell.lifecycle = birth = self._task(self._begin_life(cell))
         try:
-            await asyncio.shield(birth)
+            started = await asyncio.shield(birth)
         except asyncio.CancelledError:
             if birth.cancelled():
                 raise StartFailed(f"{cell.name} was stopped while it started") from None
             self.stop(cell)
             raise
+        if not started:
+            raise StartFailed(f"{cell.name} stopped itself while it started")
 
-    async def _begin_life(self, cell: Cell) -> None:
+    async def _begin_life(self, cell: Cell) -> bool:
         try:
             await self._birth(cell)
         except BaseException as error:
@@ -102,10 +105,13 @@ class Supervisor:
                 raise
             await self._abort(cell)
             raise StartFailed(f"{cell.name} could not be started: {describe(error)}") from error
+        if cell.state != "starting":
+            return False
         cell.lifecycle = None
         cell.move("started")
         self._publish(ActorStarted(cell.name, cell.spec.kind.__name__, cell.lane.name))
         cell.actor._start_actor_loop()
+        return True
 
     async def _birth(self, cell: Cell) -> None:
         cell.born = False
@@ -126,8 +132,9 @@ class Supervisor:
         cell.lane.pause(cell)
         if threading.get_ident() == self._thread:
             self._begin_recovery(cell, error)
-        elif not self._runtime.loop.is_closed():
-            self._runtime.loop.call_soon_threadsafe(self._begin_recovery, cell, error)
+        else:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: there is nothing to go on with
+                self._runtime.loop.call_soon_threadsafe(self._begin_recovery, cell, error)
 
     def _begin_recovery(self, cell: Cell, error: BaseException) -> None:
         # With concurrency several handlers can fail at once: the first failure restarts for all.
@@ -156,6 +163,8 @@ class Supervisor:
                 await self._stop_children(cell)
                 continue
             break
+        if cell.state != "restarting":  # its own on_start asked for the stop that is under way
+            return
         cell.restarts += 1
         cell.move("started")
         self._publish(ActorRestarted(cell.name, cell.restarts, decision.delay))
@@ -187,6 +196,8 @@ class Supervisor:
         if cell.state in {"stopping", "stopped"}:
             return self._task(self._already(cell.lifecycle))
         recovery = cell.lifecycle
+        if recovery is not None:
+            recovery.cancel()  # now, not when the task below first runs: it must not come back to life in between
         cell.move("stop")
         cell.lifecycle = task = self._task(self._stop(cell, grace, recovery, on_stop=on_stop))
         return task
@@ -198,7 +209,6 @@ class Supervisor:
 
     async def _stop(self, cell: Cell, grace: float, recovery: asyncio.Task[Any] | None, *, on_stop: bool) -> bool:
         if recovery is not None:
-            recovery.cancel()
             await asyncio.wait((recovery,))
         cell.lane.pause(cell)
         self._discard_mail(cell)

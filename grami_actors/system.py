@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -158,27 +159,42 @@ class ActorSystem:
         cell.tell(message)
 
     async def stop(self, to: str | Ref[Any], *, grace: float = GRACE) -> bool:
-        """Stop an actor after the message in hand; what is queued becomes dead letters.
+        """Stop an actor, or all of a pool, after the message in hand; what is queued becomes dead letters.
 
         Returns:
             whether this call stopped it.
         """
-        cell = self.resolve(to, None) if isinstance(to, str) else to._cell
-        # Shielded: who is cancelled while it waits must not leave an actor that is half stopped.
-        return await asyncio.shield(self._supervisor.stop(cell, grace))
+        # Futures, not tasks: who is cancelled while it waits must not leave an actor that is half stopped.
+        stops = [self.stop_soon(cell, grace) for cell in self._named(to)]
+        return any([await stop for stop in stops])
 
     def kill(self, to: str | Ref[Any]) -> None:
-        """End what the actor is doing now; its supervisor treats that as a failure and restarts it.
+        """End what an actor, or all of a pool, is doing now; its supervisor treats that as a failure and restarts it.
 
         The caller of the message in hand gets AgentCrashed.
 
         Raises:
             KillRefused: the actor's lane cannot kill (threads).
         """
-        cell = self.resolve(to, None) if isinstance(to, str) else to._cell
+        for cell in self._named(to):
+            if threading.get_ident() == self._home:
+                self._kill(cell)
+            elif cell.lane.name == "thread":
+                cell.lane.kill(cell)
+            else:
+                self._on_loop(partial(self._kill, cell))
+
+    def _kill(self, cell: Cell) -> None:
         cell.lane.kill(cell)
         if not cell.working:
             self.failed(cell, AgentCrashed(f"{cell.name} was killed"))
+
+    def _named(self, to: str | Ref[Any]) -> tuple[Cell, ...]:
+        """The cells that a ref or name means: all of a pool."""
+        if not isinstance(to, str):
+            return (to._cell,)
+        pool = self.table.pools.get(to)
+        return pool.cells if pool is not None and pool.cells else (self.resolve(to, None),)
 
     def tree(self) -> tuple[ActorInfo, ...]:
         """Every actor with its children, state, restarts and mailbox."""
@@ -200,12 +216,19 @@ class ActorSystem:
         """A handler failed: the supervisor decides."""
         self._supervisor.failed(cell, error)
 
-    def stop_soon(self, cell: Cell) -> Future[bool]:
+    def stop_soon(self, cell: Cell, grace: float = GRACE) -> Future[bool]:
         """Begin to stop an actor, from any thread."""
         future: Future[bool] = Future()
 
+        def answer(task: asyncio.Task[bool]) -> None:
+            error = None if task.cancelled() else task.exception()
+            if error is not None:
+                future.fail(error)
+            else:
+                future.set(not task.cancelled() and task.result())
+
         def begin() -> None:
-            self._supervisor.stop(cell).add_done_callback(lambda task: future.set(task.result()))
+            self._supervisor.stop(cell, grace).add_done_callback(answer)
 
         if threading.get_ident() == self._home:
             begin()

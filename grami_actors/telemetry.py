@@ -224,7 +224,10 @@ _LINES: dict[type[Event], tuple[str, Callable[[Any], str]]] = {
     ActorRestarted: ("WARNING", lambda e: f"{e.actor} restarted after {e.delay * 1000:.0f} ms (restart {e.restarts})"),
     ActorGaveUp: ("ERROR", lambda e: f"{e.actor} failed {e.failures} times in a row and is not restarted again"),
     ActorPaused: ("ERROR", lambda e: f"{e.actor} failed too often and rests for {e.seconds:.0f} s"),
-    ActorStopped: ("DEBUG", lambda e: f"{e.actor} stopped{'; its thread still runs and was left behind' * e.leaked}"),
+    ActorStopped: (
+        "DEBUG",
+        lambda e: f"{e.actor} stopped{'; what it was doing could not be ended' * e.leaked}",
+    ),
     DeadLetter: (
         "WARNING",
         lambda e: f"dead letter: {type(e.message).__name__} from {e.sender or 'outside'} to {e.to}: {e.reason}",

@@ -6,6 +6,9 @@ time limit and a concurrency limit. A tool named by its import path is imported 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import copy
 import importlib
 import inspect
 import threading
@@ -98,6 +101,11 @@ class Tool(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<tool {self.name}>"
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the function is there, or still to be imported."""
+        return self._function is not None
 
     def load(self) -> Callable[P, R]:
         """The function; imports it if that was not done yet. Raises what the import raises."""
@@ -203,7 +211,9 @@ def _hints(function: Any) -> dict[str, Any]:
 
 def _default(value: Any) -> Any:
     # msgspec copies only empty collections; others must come from a factory.
-    return msgspec.field(default_factory=lambda: value) if isinstance(value, (list, dict, set)) else value
+    return (
+        msgspec.field(default_factory=lambda: copy.deepcopy(value)) if isinstance(value, (list, dict, set)) else value
+    )
 
 
 def _schema(kind: Any) -> dict[str, Any] | None:
@@ -233,6 +243,17 @@ class ToolActor(Actor):
         """Check the arguments, call the function, keep its time limit."""
         if type(call) is not ToolCall:
             raise ProtocolError(f"{self.name} takes messages of type 'tool_call'", code=ErrorCode.UNKNOWN_TYPE)
+        if self._tool.lane == "loop" and not self._tool.loaded:
+            return self._load_and_run(call)
+        return self._run(call)
+
+    async def _load_and_run(self, call: ToolCall) -> Any:
+        with contextlib.suppress(Exception):  # the call itself says what is wrong
+            await asyncio.to_thread(self._tool.load)
+        result = self._run(call)
+        return await result if inspect.isawaitable(result) else result
+
+    def _run(self, call: ToolCall) -> Any:
         run = _Run(self, self._tool)
         try:
             result = self._tool.load()(**self._tool.convert(call.arguments))

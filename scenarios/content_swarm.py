@@ -16,6 +16,7 @@ import contextlib
 import re
 import zlib
 from functools import partial
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -38,6 +39,8 @@ PATIENCE = 300.0
 LIMITS = {"twitter": 280, "tiktok": 300, "instagram": 2200, "facebook": 2200, "linkedin": 3000}
 """How many characters a platform takes; others get the smallest."""
 
+Style = Literal["best", "start", "mood"]
+
 # --- what is said --------------------------------------------------------------------------------------------
 
 
@@ -54,7 +57,7 @@ class Draft(Message):
 
     niche: str
     angle: str
-    style: str
+    style: Style
     seed: int
 
 
@@ -63,7 +66,7 @@ class Review(Message):
 
     niche: str
     limit: int
-    drafts: list[str]
+    drafts: Annotated[list[str], msgspec.Meta(min_length=1)]
 
 
 class ContentPost(msgspec.Struct):
@@ -159,7 +162,7 @@ STYLES = {
     ),
 }
 
-PLANS = {"caption": ("mood", "mood", "best"), "tip": ("start", "start", "best")}
+PLANS: dict[str, tuple[Style, Style, Style]] = {"caption": ("mood", "mood", "best"), "tip": ("start", "start", "best")}
 """Which styles are tried for a content type; one of each for those not named."""
 
 
@@ -220,7 +223,7 @@ class Strategist(Agent, concurrency=32):
         limit = LIMITS.get(request.platform.lower(), min(LIMITS.values()))
         self.progress(0.05, f"planning {niche} for {request.platform}")
         angles = await self.plan(niche, seed)
-        styles = PLANS.get(request.content_type, tuple(STYLES))
+        styles = PLANS.get(request.content_type, ("best", "start", "mood"))
         self.progress(0.25, "drafting: " + ", ".join(angles))
         asked = [
             self.ask("writer", Draft(niche, angle, style, seed + number))

@@ -604,7 +604,7 @@ async def test_a_client_that_does_not_retry_is_done_with_the_first_loss() -> Non
         await manager.close()
         assert grami._runner is not None
         await asyncio.wait((grami._runner,))
-        with pytest.raises(ServerNotFound):
+        with pytest.raises(ConnectionLost):
             await grami.request("echo", text="x")
 
 

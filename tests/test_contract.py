@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from typing import Any
 
 import pykka
@@ -1070,3 +1071,86 @@ async def test_awaiting_a_stream_as_a_whole_needs_no_room_for_its_chunks() -> No
         await system.spawn(Writer, name="writer")
         ref = await system.spawn(Reader)
         assert await system.ask(ref, "write") == "whole"
+
+
+async def test_a_kill_before_the_first_step_of_a_handler_still_answers_and_restarts() -> None:
+    gate = Gate()
+    async with running() as system:
+        events = Recorder(system, ActorRestarted)
+        ref = await system.spawn(Held, gate)
+        future = ref.ask("hold", block=False)
+        killed = asyncio.Event()
+
+        def kill_when_begun() -> None:
+            if ref._cell.working:
+                system.kill(ref)
+                killed.set()
+            else:
+                asyncio.get_running_loop().call_soon(kill_when_begun)
+
+        kill_when_begun()
+        await killed.wait()
+        with pytest.raises(AgentCrashed):
+            await future
+        await events.first(ActorRestarted)
+        assert await system.ask(ref, "alive") == "alive"
+
+
+async def test_an_exception_that_cannot_say_what_it_is_changes_nothing(lane: str) -> None:
+    class Speechless(Exception):
+        def __str__(self) -> str:
+            raise KeyError("no words")
+
+    async with running() as system:
+        Recorder(system, ActorFailed)
+        ref = await system.spawn(on(lane, Log))
+        with pytest.raises(Speechless):
+            await system.ask(ref, Speechless())
+        assert await system.ask(ref, "alive") == "alive"
+
+
+async def test_a_task_left_behind_by_on_start_may_ask_its_own_actor(lane: str) -> None:
+    answered: list[Any] = []
+
+    class Poller(Log):
+        async def on_start(self) -> None:
+            self.poll = asyncio.get_running_loop().create_task(self.look())
+
+        async def look(self) -> None:
+            answered.append(await self.ask(self._cell.ref, "question"))
+
+    if lane == "thread":
+        pytest.skip("a thread's loop runs only while a handler does")
+    async with running() as system:
+        handled = Recorder(system, MessageHandled)
+        await system.spawn(on(lane, Poller))
+        await handled.first(MessageHandled)
+        await asyncio.sleep(0)
+    assert answered == ["question"]
+
+
+async def test_what_one_actor_sets_in_its_context_is_not_for_the_next() -> None:
+    secret: ContextVar[str] = ContextVar("secret", default="none")
+
+    class Keeper(Actor):
+        def on_receive(self, message: Any) -> Any:
+            seen = secret.get()
+            secret.set(message)
+            return seen
+
+    async with running() as system:
+        first, second = await system.spawn(Keeper), await system.spawn(Keeper)
+        asked = [first.ask("of the first", block=False), second.ask("of the second", block=False)]
+        assert [await future for future in asked] == ["none", "none"]
+
+
+async def test_killing_or_stopping_a_pool_means_all_of_it() -> None:
+    async with running() as system:
+        events = Recorder(system, ActorRestarted)
+        for number in range(3):
+            system.table.join("pool", (await system.spawn(Log, name=f"pool-{number}"))._cell)
+        system.kill("pool")
+        await events.until(lambda seen: len(seen) == 3)
+        assert await asyncio.to_thread(lambda: asyncio.run(system.stop("pool")))
+        with pytest.raises(AgentUnavailable):
+            await system.ask("pool", "?")

@@ -27,7 +27,7 @@ from grami_actors.errors import (
     MailboxFull,
     WouldDeadlock,
 )
-from grami_actors.future import STREAM_BUFFER, AskTimeout, Future, Party, Stream, describe, details
+from grami_actors.future import STREAM_BUFFER, AskTimeout, Future, Party, Stream, describe, details, only_answer
 from grami_actors.messages import Scope
 from tests.test_messages import Switch
 
@@ -198,14 +198,14 @@ async def several(future: Future[Any]) -> Any:
 
 def test_an_answer_is_noticed_at_whatever_instruction_of_the_wait_it_comes() -> None:
     for moment in itertools.count(1):
-        future = Future[Any]()
+        future, got = Future[Any](), None
         act = lambda future=future: future.set_result(1)  # noqa: E731 - as short as it gets
         with Switch(Future._add_waiter, moment, future._lock, act) as switch, contextlib.suppress(pykka.Timeout):
-            assert future.get(timeout=0) == 1
+            got = future.get(timeout=0)
         if not switch.happened:
             break
-        assert future.get(timeout=0) == 1
-        assert not future._waiters, f"at instruction {moment}"
+        assert got == 1, f"at instruction {moment}"
+        assert not future._waiters
     assert moment > 5
 
 
@@ -582,6 +582,18 @@ async def test_a_stream_that_nobody_reads_is_bounded_and_has_room_again_when_som
     assert [chunk async for chunk in chunks] == [1, 2, 3]
 
 
+async def test_awaiting_a_stream_lets_go_of_the_chunks_that_nobody_reads() -> None:
+    stream, _ = asked(Stream)
+    stream.emit("early")
+    waiting = asyncio.create_task(value_of(stream))
+    await asyncio.sleep(0)
+    for number in range(STREAM_BUFFER + 1):
+        stream.emit(number)
+    stream.set_result("whole")
+    assert await waiting == "whole"
+    assert [chunk async for chunk in stream] == []
+
+
 class Gauge:
     """A sink that keeps what it is told."""
 
@@ -608,6 +620,24 @@ def test_progress_of_a_streamed_ask_goes_to_the_client_and_its_chunks_do_not() -
     assert gauge.told == [(0.5, "half")]
     alone, _ = asked(Stream)
     alone.progress(0.5, "to nobody")
+
+
+@pytest.mark.parametrize(
+    ("errors", "expected"),
+    [
+        ([Cancelled("a")], "a"),
+        ([asyncio.CancelledError(), Cancelled("a"), GramiError("b")], "a"),
+        ([ExceptionGroup("inner", [GramiError("b")]), Cancelled("a")], "b"),
+        ([Cancelled("a"), KeyError()], None),
+        ([BaseExceptionGroup("inner", [KeyError(), Cancelled("a")])], None),
+        ([asyncio.CancelledError()], None),
+    ],
+)
+def test_what_a_group_of_tasks_raised_is_an_answer_only_if_it_holds_nothing_else(
+    errors: list[BaseException], expected: str | None
+) -> None:
+    found = only_answer(BaseExceptionGroup("tasks", errors))
+    assert (None if found is None else found.message) == expected
 
 
 def test_an_error_in_words_has_no_traceback_and_its_details_have() -> None:

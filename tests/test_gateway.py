@@ -775,3 +775,27 @@ async def test_clients_cannot_use_the_model_behind_the_agents_backs() -> None:
         assert (await answer(socket, type="generate", prompt=prompt, id=1))["error_code"] == "UNKNOWN_TYPE"
         frame = await answer(socket, type="echo", text="x", to="tool:model", id=1)
         assert frame["error_code"] == "DESTINATION_NOT_FOUND"
+
+
+async def test_a_reader_that_reads_gets_answers_that_are_together_larger_than_the_outbox() -> None:
+    class Big(Message):
+        size: int
+
+    class Biggie(Agent):
+        @handles(Big)
+        def big(self, message: Big) -> str:
+            return "x" * message.size
+
+    async with serving(Swarm([Biggie])) as manager, raw(manager, max_size=None) as socket:
+        for number in range(64):
+            await tell(socket, type="big", size=50_000, id=number)
+        assert sorted([(await heard(socket))["id"] for _ in range(64)]) == list(range(64))
+        assert len((await answer(socket, type="big", size=2_500_000, id=1))["data"]) == 2_500_000
+
+
+async def test_a_connection_whose_actor_is_stopped_is_closed() -> None:
+    async with serving(small_swarm()) as manager, raw(manager) as socket:
+        await answer(socket, type="ping")
+        await manager.system.stop("connection-1")
+        with pytest.raises(ConnectionClosed):
+            await socket.recv()

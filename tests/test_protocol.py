@@ -324,6 +324,15 @@ class Wire(RuleBasedStateMachine):
             stream.dropped += not room
         self.read()
 
+    @rule(which=st.integers(0, 40), count=st.integers(1, 3))
+    def drop(self, which: int, count: int) -> None:
+        key = self.key(which)
+        self.protocol.drop(key, count)
+        stream = self.in_flight(key)
+        if stream is not None and stream.stream:
+            stream.dropped += count
+        self.read()
+
     @rule(which=st.integers(0, 40), fraction=fractions, room=st.booleans())
     def progress(self, which: int, fraction: float, room: bool) -> None:
         key = self.key(which)
@@ -507,7 +516,8 @@ def test_a_misspelt_type_is_told_the_nearest_one() -> None:
 def test_a_deadline_is_what_was_asked_for_up_to_the_limit(asked: int | None, usual: int, longest: int) -> None:
     protocol = connection(request_timeout_ms=usual, max_timeout_ms=longest)
     accepted = send(protocol, type="work", n=1, timeout_ms=asked, to="writer")
-    assert accepted.timeout == min(asked or usual, longest) / 1000
+    described = send(protocol, type="describe", timeout_ms=asked)
+    assert accepted.timeout == described.timeout == min(asked or usual, longest) / 1000
     assert accepted.to == "writer"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -91,6 +92,21 @@ def test_the_history_that_is_kept_never_grows_beyond_the_intensity(policy: Resta
             history = decision.history
 
 
+@given(policies(), st.integers(0, 10), st.floats(0, 1e3), st.floats(0, 1, exclude_max=True))
+def test_a_policy_with_a_pause_rests_exactly_where_another_gives_up_and_then_starts_over(
+    policy: RestartPolicy, recent: int, pause: float, random: float
+) -> None:
+    history, patient = [5.0] * recent, msgspec.structs.replace(policy, pause=pause)
+    usual, decision = decide(policy, history, 5.0, random), decide(patient, history, 5.0, random)
+    if isinstance(usual, Restart):
+        assert decision == usual
+        assert not usual.paused
+    else:
+        assert isinstance(decision, Restart)
+        assert (decision.paused, decision.history) == (True, ())
+        assert pause <= decision.delay <= pause * (1 + policy.jitter) * (1 + 1e-9)
+
+
 def test_thousands_of_restarts_are_no_overflow() -> None:
     policy = RestartPolicy(intensity=5_000, jitter=0.0)
     assert decide(policy, [0.0] * 4_000, 1.0, 0.0) == Restart(policy.longest, (*[0.0] * 4_000, 1.0))
@@ -111,6 +127,9 @@ def test_an_intensity_of_zero_never_restarts() -> None:
         {"jitter": -0.1},
         {"shortest": math.nan},
         {"longest": math.nan},
+        {"pause": -1.0},
+        {"pause": math.nan},
+        {"pause": math.inf},
     ],
 )
 def test_a_policy_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:

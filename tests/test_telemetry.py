@@ -194,7 +194,7 @@ def test_what_a_log_line_says_depends_on_the_event() -> None:
     bus.publish(ActorFailed("writer", "{braces} %s {0}", ""))
     assert lines == [
         "writer stopped",
-        "writer stopped; its thread still runs and was left behind",
+        "writer stopped; what it was doing could not be ended",
         "connection c closed with 1000 after 3.0 s: 1 received, 2 sent",
         "connection c closed with 4429 (why) after 3.0 s: 1 received, 2 sent",
         "dead letter: dict from outside to writer: stopped",

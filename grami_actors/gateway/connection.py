@@ -44,6 +44,8 @@ FLUSH = 1.0
 class Socket(Protocol):
     """What a connection needs of a WebSocket; the in-memory transport of a simulation has it too."""
 
+    transport: asyncio.Transport
+
     async def send(self, message: bytes, text: bool | None = None) -> None:  # noqa: FBT001 - the library's signature
         """Send one text frame."""
 
@@ -202,6 +204,7 @@ class Connection(Actor):
         self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
         self.sent = 0
+        self.closed_with = 0
 
     def on_start(self) -> None:
         """Start the writer."""
@@ -223,8 +226,9 @@ class Connection(Actor):
         frames = self._protocol.data_to_send()
         if self._closing:
             return
-        self._outbox.add(frames)
-        if self._outbox.overflowed(self._protocol.held_bytes):
+        now = self._cell.now()
+        self._outbox.add(frames, now)
+        if self._outbox.overflowed(self._protocol.held_bytes, now):
             self._close(CLOSE_SLOW_CONSUMER, "SLOW_CONSUMER: the answers were not read")
         elif self._protocol.close_code is not None:
             self._close(self._protocol.close_code, "")
@@ -352,7 +356,7 @@ class Connection(Actor):
             while True:
                 frame = await self._outbox.next()
                 await self._socket.send(frame, text=True)
-                self._outbox.written(frame)
+                self._outbox.written(frame, self._cell.now())
                 self.sent += 1
         except Exception:  # noqa: BLE001 - the library's ConnectionClosed: the reader sees the same and ends us
             return
@@ -360,6 +364,7 @@ class Connection(Actor):
     def _close(self, code: int, reason: str) -> None:
         if not self._closing:
             self._closing = True
+            self.closed_with = code
             self._start(self._flush_and_close(code, reason))
 
     async def _flush_and_close(self, code: int, reason: str) -> None:
@@ -367,7 +372,12 @@ class Connection(Actor):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FLUSH):
                     await self._outbox.drained()
-        await self._socket.close(code, reason)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH):
+                await self._socket.close(code, reason)
+                return
+        # The close frame waits behind what is not read: a reader that never reads is cut off.
+        self._socket.transport.abort()
 
     async def on_failure(self, *_: Any) -> None:
         """A fault of ours: the client is told with 1011, RFC 6455 section 7.4.1."""
@@ -381,6 +391,8 @@ class Connection(Actor):
             task.cancel()
         if self._tasks:
             await asyncio.wait(tuple(self._tasks))
+        # Where the actor is stopped by somebody else the client is still there.
+        await self._socket.close(1001, "the connection's actor was stopped")
 
     def _end_work(self) -> None:
         for scope, timer in self._work.values():

@@ -6,20 +6,28 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable
 
+STALL = 2.0
+"""Seconds without a frame taken after which a reader with too much to read is slow: a burst alone proves nothing."""
+
+MOST = 16
+"""Times the limit at which nobody waits for a reader any more, however short the time."""
+
 
 class Outbox:
     """A queue of encoded frames. The owner asks :meth:`congested` before it adds what may be dropped.
 
     Args:
-        limit: bytes; above it the outbox is congested, above twice it overflowed.
+        limit: bytes; above it the outbox is congested. It overflowed when twice as much waits and nothing was taken
+            for :data:`STALL` seconds, or when :data:`MOST` times as much waits.
     """
 
-    __slots__ = ("_drained", "_frames", "_limit", "_size", "_waiter")
+    __slots__ = ("_drained", "_frames", "_limit", "_moved_at", "_size", "_waiter")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._frames: deque[bytes] = deque()
         self._size = 0
+        self._moved_at = 0.0
         self._waiter: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None
 
@@ -27,12 +35,15 @@ class Outbox:
         """Whether the reader at the other end is slow: drop what may be dropped."""
         return self._size > self._limit
 
-    def overflowed(self, held: int) -> bool:
+    def overflowed(self, held: int, now: float) -> bool:
         """Whether the reader is too slow to be kept; ``held`` bytes wait elsewhere for their turn."""
-        return self._size + held > 2 * self._limit
+        waiting = self._size + held
+        return waiting > MOST * self._limit or (waiting > 2 * self._limit and now - self._moved_at > STALL)
 
-    def add(self, frames: Iterable[bytes]) -> None:
+    def add(self, frames: Iterable[bytes], now: float) -> None:
         """Queue frames and wake the writer."""
+        if not self._size:
+            self._moved_at = now
         for frame in frames:
             self._frames.append(frame)
             self._size += len(frame)
@@ -46,8 +57,9 @@ class Outbox:
             await self._waiter
         return self._frames.popleft()
 
-    def written(self, frame: bytes) -> None:
+    def written(self, frame: bytes, now: float) -> None:
         """The socket took the frame."""
+        self._moved_at = now
         self._size -= len(frame)
         if self._size == 0 and self._drained is not None and not self._drained.done():
             self._drained.set_result(None)

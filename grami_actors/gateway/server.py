@@ -32,12 +32,13 @@ from grami_actors.cell import CONNECTION
 from grami_actors.config import Config
 from grami_actors.errors import GramiError, MailboxFull
 from grami_actors.frames import Limits
+from grami_actors.future import details
 from grami_actors.gateway.connection import BinaryFrame, Connection, Drain, Shut, TextFrame
 from grami_actors.messages import Envelope
 from grami_actors.protocol import Catalog
 from grami_actors.system import ActorSystem
 from grami_actors.telemetry import ConnectionClosed as ClosedEvent
-from grami_actors.telemetry import ConnectionOpened, ConnectionRefused, Listening
+from grami_actors.telemetry import ConnectionOpened, ConnectionRefused, InternalError, Listening
 
 PATH = "/ws"
 _LIBRARY_LOG = logging.getLogger("grami_actors.websockets")
@@ -73,6 +74,8 @@ class Gateway:
         self._system = system
         self._config = config
         self._metrics = metrics
+        # What it is told to listen on is a name of its own; 0.0.0.0 is nobody's.
+        self._allowed_hosts = {host.lower() for host in (*config.allowed_hosts, config.host)}
         self._requests = 0
         self._accepted = 0
         self._open: dict[ServerConnection, Any] = {}
@@ -169,8 +172,12 @@ class Gateway:
             ref = await self._system.spawn(Connection, connection, self, name=name)
         except GramiError:
             await connection.close(1012, "the server is shutting down")
+            if ClosedEvent in bus:
+                bus.publish(ClosedEvent(name, 1012, "the server is shutting down", 0, 0, 0.0))
             return
         self._open[connection] = ref
+        if not self.ready:  # it came between the last word to all and the end
+            ref._cell.post(Envelope(Shut()), force=True)
         try:
             async for frame in connection:
                 received += 1
@@ -180,11 +187,12 @@ class Gateway:
             pass
         finally:
             del self._open[connection]
-            sent = _sent(ref)
+            sent, closed_with = _account(ref)
             await self._system.stop(ref)
             if ClosedEvent in bus:
                 duration = self._system.now() - opened_at
-                code, reason = connection.close_code or 1006, connection.close_reason or ""
+                code = closed_with or connection.close_code or 1006
+                reason = connection.close_reason or ""
                 bus.publish(ClosedEvent(name, code, reason, received, sent, duration))
 
     # --- HTTP ---
@@ -212,9 +220,19 @@ class Gateway:
             status = http.HTTPStatus.OK if self.ready else http.HTTPStatus.SERVICE_UNAVAILABLE
             return _text(status, "ready\n" if self.ready else "shutting down\n")
         if path == "/metrics":
-            version = "text/plain; version=0.0.4; charset=utf-8"
-            return _document(http.HTTPStatus.OK, self._metrics(), version)
+            return self._metrics_document()
         return _text(http.HTTPStatus.NOT_FOUND, f"nothing here; the WebSocket endpoint is {PATH}\n")
+
+    def _metrics_document(self) -> HttpResponse:
+        try:
+            text = self._metrics()
+        except Exception as error:  # noqa: BLE001 - a fault of ours, which the library would hide
+            reference = self.error_ref()
+            if InternalError in self._system.bus:
+                self._system.bus.publish(InternalError(reference, details(error)))
+            status = http.HTTPStatus.INTERNAL_SERVER_ERROR
+            return _text(status, f"an internal error happened; the server's log has it as {reference}\n")
+        return _document(http.HTTPStatus.OK, text, "text/plain; version=0.0.4; charset=utf-8")
 
     def _refusal(self, request: HttpRequest) -> tuple[http.HTTPStatus, str] | None:
         hosts, origins = request.headers.get_all("Host"), request.headers.get_all("Origin")
@@ -232,7 +250,7 @@ class Gateway:
 
     def _host_allowed(self, host: str) -> bool:
         name = _host_name(host)
-        if name in self._config.allowed_hosts or host in self._config.allowed_hosts:
+        if name in self._allowed_hosts or host.lower() in self._allowed_hosts:
             return True
         # Compared as addresses: a prefix test would let 127.0.0.1.evil.example pass.
         try:
@@ -274,9 +292,10 @@ def _peer(connection: ServerConnection) -> str:
     return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "a local socket"
 
 
-def _sent(ref: Any) -> int:
+def _account(ref: Any) -> tuple[int, int]:
+    """How many frames were sent, and the code with which the connection was closed from here, if it was."""
     actor = ref._actor_weakref()
-    return 0 if actor is None else int(actor.sent)
+    return (0, 0) if actor is None else (actor.sent, actor.closed_with)
 
 
 def _text(status: http.HTTPStatus, text: str, *headers: tuple[str, str]) -> HttpResponse:

@@ -72,7 +72,8 @@ class LoopLane:
         end = self._clock() + SLICE
         while ready:
             cell = ready.popleft()
-            if self._turn(cell, end):
+            # A copy for each turn: what one actor sets in its context is not for the next.
+            if self._context.copy().run(self._turn, cell, end):
                 ready.append(cell)
             if self._clock() >= end:
                 break
@@ -99,7 +100,8 @@ class LoopLane:
     def _begin(self, cell: Cell, rest: Coroutine[Any, Any, None]) -> None:
         cell.working += 1
         task = self._loop.create_task(self._finish(cell, rest))
-        cell.port.add(task)
+        if not task.done():  # an eager task may be
+            cell.port.add(task)
 
     async def _finish(self, cell: Cell, rest: Coroutine[Any, Any, None]) -> None:
         try:
@@ -112,11 +114,14 @@ class LoopLane:
 
     async def call(self, cell: Cell, hook: Callable[[], Any]) -> Any:
         """Run a hook as the actor, in the calling task."""
-        token = current.set(Delivery(cell, Envelope(None), self._clock()))
+        delivery = Delivery(cell, Envelope(None), self._clock())
+        token = current.set(delivery)
         try:
             result = hook()
             return await result if inspect.isawaitable(result) else result
         finally:
+            # A task that the hook leaves behind does not hold the actor up.
+            delivery.active = False
             current.reset(token)
 
     def pause(self, cell: Cell) -> None:
@@ -141,7 +146,8 @@ class LoopLane:
     def kill(self, cell: Cell) -> None:
         """Cancel the handlers at work."""
         for task in tuple(cell.port):
-            task.cancel()
+            # Not at once: a task that is cancelled before its first step would never run what finishes the message.
+            self._loop.call_soon(task.cancel)
 
     def detach(self, cell: Cell) -> None:
         """Let go of the cell."""

@@ -95,8 +95,10 @@ class ThreadLane:
 
     def wake(self, cell: Cell) -> None:
         """There is mail; from any thread."""
-        self._grow(cell, cell.port)
-        cell.port.signal.release()
+        port: _Port | None = cell.port
+        if port is not None:  # its name is known a moment before it is attached; resume looks for mail
+            self._grow(cell, port)
+            port.signal.release()
 
     def _grow(self, cell: Cell, port: _Port) -> None:
         """Add a thread if all are busy and the actor may have more; without one the mail just waits."""
@@ -150,7 +152,8 @@ class ThreadLane:
 
     def _run_job(self, cell: Cell, job: tuple[Callable[[], Any], asyncio.Future[Any]], runner: asyncio.Runner) -> None:
         hook, answer = job
-        token = current.set(Delivery(cell, Envelope(None), self._clock()))
+        delivery = Delivery(cell, Envelope(None), self._clock())
+        token = current.set(delivery)
         try:
             result = hook()
             if inspect.isawaitable(result):
@@ -160,6 +163,7 @@ class ThreadLane:
         else:
             self._report(_settle, answer, result)
         finally:
+            delivery.active = False
             current.reset(token)
             cell.mailbox.nudge()
 
