@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import json
 import threading
@@ -73,12 +74,32 @@ async def running(**options: Any) -> AsyncIterator[ActorSystem]:
         yield system
 
 
+class Signal(threading.Event):
+    """An event that threads and coroutines of any loop can wait for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+
+    def set(self) -> None:
+        super().set()
+        for loop, event in tuple(self._waiters):
+            with contextlib.suppress(RuntimeError):  # that loop is closed
+                loop.call_soon_threadsafe(event.set)
+
+    async def reached(self) -> None:
+        event = asyncio.Event()
+        self._waiters.append((asyncio.get_running_loop(), event))
+        if not self.is_set():
+            await event.wait()
+
+
 class Gate:
     """Holds a handler, on any lane, until the test opens it."""
 
     def __init__(self) -> None:
-        self.entered = threading.Event()
-        self.opened = threading.Event()
+        self.entered = Signal()
+        self.opened = Signal()
 
     def hold(self) -> None:
         """Block the calling thread (thread lane only)."""
@@ -88,10 +109,10 @@ class Gate:
     async def wait_async(self) -> None:
         """Hold a coroutine handler."""
         self.entered.set()
-        await asyncio.get_running_loop().run_in_executor(None, self.opened.wait, 20)
+        await self.opened.reached()
 
     async def until_entered(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(None, self.entered.wait, 20)
+        await self.entered.reached()
 
 
 @asynccontextmanager

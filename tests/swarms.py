@@ -69,9 +69,7 @@ class Holder(Agent, concurrency=100):
 
     @handles(Slow)
     async def hold(self, message: Slow) -> str:
-        self.gate.entered.set()
-        while not self.gate.opened.is_set():  # noqa: ASYNC110 - a thread event, opened by the test
-            await asyncio.sleep(0.001)
+        await self.gate.wait_async()
         return message.text
 
 
