@@ -248,7 +248,8 @@ class Strategist(Agent, concurrency=32):
             prompt = Prompt(text=text, schema=ANGLES_SCHEMA, seed=seed + attempt, temperature=0.3, max_tokens=96)
             with contextlib.suppress(GramiError, msgspec.DecodeError):
                 angles = msgspec.json.decode(await self.generate(prompt), type=list[str])
-                if len({angle.lower() for angle in angles}) == len(angles) == len(FALLBACK):
+                copied = any(angle in ANGLES for angle in angles)
+                if not copied and len({angle.lower() for angle in angles}) == len(angles) == len(FALLBACK):
                     return angles
         return list(FALLBACK)
 

@@ -148,7 +148,7 @@ class Play:
             event.sender or "somebody",
             event.actor,
             kind_of(event.message),
-            f"{shortened(asked(event.message))} {came}".strip(),
+            f"{shortened(asked(event.message), 36)} {came}".strip(),
             outcome=event.outcome,
             seconds=event.duration,
         )
