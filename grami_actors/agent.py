@@ -81,9 +81,11 @@ class Agent(Actor):
             setattr(cls, option, value)
         _check_options(cls)
         if instances is not None:
-            if instances < 1:
+            if not isinstance(instances, int) or instances < 1:
                 raise ValueError(f"{cls.__name__}: an agent has at least one instance, not {instances}")
             cls.instances = instances
+        if isinstance(subscribes, str):
+            raise TypeError(f"{cls.__name__}: subscribes is a tuple of topics: subscribes=({subscribes!r},)")
         cls.agent_name = name or snake_case(cls.__name__)
         cls.subscribes = cls.subscribes if subscribes is None else subscribes
         cls.handlers = {}
@@ -118,8 +120,11 @@ def _check_options(cls: type[Agent]) -> None:
     if cls.lane not in get_args(LaneName) or cls.overflow not in get_args(Overflow):
         wrong, known = (cls.overflow, Overflow) if cls.lane in get_args(LaneName) else (cls.lane, LaneName)
         raise ValueError(f"{cls.__name__}: {wrong!r} is none of {', '.join(get_args(known))}")
-    if cls.mailbox < 1 or cls.concurrency < 1:
-        raise ValueError(f"{cls.__name__}: mailbox and concurrency are at least 1")
+    numbers = (cls.mailbox, cls.concurrency)
+    if not all(isinstance(number, int) and number > 0 for number in numbers):
+        raise ValueError(f"{cls.__name__}: mailbox and concurrency are whole numbers of at least 1")
+    if not isinstance(cls.restart, RestartPolicy):
+        raise TypeError(f"{cls.__name__}: restart is a RestartPolicy, not {cls.restart!r}")
 
 
 def _handlers(cls: type) -> dict[type[Message], str]:

@@ -287,7 +287,9 @@ def _show_frame(frame: Frame, writing: Writing) -> None:
 
 
 def _print_data(data: Any, *, as_json: bool) -> None:
-    if as_json or not out.is_terminal:
+    if isinstance(data, str) and out.is_terminal and not as_json:
+        out.print(data, markup=False, highlight=False, soft_wrap=True)
+    elif as_json or not out.is_terminal:
         sys.stdout.write(msgspec.json.encode(data).decode() + "\n")
     else:
         out.print_json(msgspec.json.encode(data).decode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
@@ -62,6 +63,7 @@ class GrowthManager:
         self.url = ""
         self._publish = publish
         self._state: ServerState | None = None
+        self._replaced: ServerState | None = None
         self._gateway: Gateway | None = None
 
     async def __aenter__(self) -> Self:
@@ -98,6 +100,7 @@ class GrowthManager:
         return state if state is not None and state.alive and state.pid != os.getpid() else None
 
     def _announce(self) -> None:
+        self._replaced = self.replaces
         self._state = state = ServerState(self.url, self.port, os.getpid())
         try:
             write_state(self.config.state_dir, state)
@@ -111,6 +114,9 @@ class GrowthManager:
 
     def _withdraw(self, state: ServerState) -> None:
         remove_state(self.config.state_dir, state)
+        if self._replaced is not None and self._replaced.alive and read_state(self.config.state_dir) is None:
+            with contextlib.suppress(OSError):  # the directory may be gone by now
+                write_state(self.config.state_dir, self._replaced)
         _PUBLISHED.remove(str(state.port))
         last = _PUBLISHED[-1]
         if len(_PUBLISHED) == 1:

@@ -49,6 +49,10 @@ class _MessageMeta(msgspec.StructMeta):
             raise TypeError(
                 f"{name}: a request is an object with its tag in 'type', and may have more fields than its own"
             )
+        for attribute, value in namespace.items():
+            plain = not (attribute.startswith("_") or callable(value) or hasattr(value, "__get__"))
+            if plain and attribute not in namespace.get("__annotations__", cls.__struct_fields__):
+                raise TypeError(f"{name}: the field {attribute!r} needs a type annotation")
         if tag in CONTROL_TYPES or tag.startswith(RESERVED_PREFIXES):
             raise TypeError(f"{name}: the message type {tag!r} is reserved by the protocol; choose another tag")
         if taken := REQUEST_FIELDS.intersection(cls.__struct_encode_fields__):

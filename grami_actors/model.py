@@ -442,7 +442,7 @@ def _missing(packages: Sequence[str]) -> list[str]:
     return [name for name in packages if importlib.util.find_spec(name) is None]
 
 
-def model_from_environment(scripted: Model | None = None, environ: Mapping[str, str] = os.environ) -> Model:
+def model_from_environment(scripted: Model | None = None, environ: Mapping[str, str] | None = None) -> Model:
     """Choose the model that ``GRAMI_MODEL`` names.
 
     Args:
@@ -454,6 +454,8 @@ def model_from_environment(scripted: Model | None = None, environ: Mapping[str, 
         UpstreamError: the local model is not installed, and there is no scripted one.
         ConfigError: ``scripted`` is asked for, and there is none.
     """
+    # Not a default value: help() and documentation would print the environment, keys and all.
+    environ = os.environ if environ is None else environ
     chosen = environ.get("GRAMI_MODEL") or "local"
     if chosen not in {"local", "scripted"}:
         return OpenAIModel(chosen, environ.get("GRAMI_MODEL_URL") or None)

@@ -122,6 +122,8 @@ class RoutingTable:
         cell = self.cells.get(name)
         if cell is None:
             wanted = f"no agent or tool is named {to!r}" if to else f"no agent handles {type(message).__name__}"
+            if to == "tool:model":
+                wanted = "this swarm has no language model: give it one with Swarm(..., model=model_from_environment)"
             raise DestinationNotFound(wanted)
         return cell
 

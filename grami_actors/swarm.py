@@ -64,6 +64,8 @@ class Swarm:
         tools: Sequence[Tool[..., Any]] = (),
         model: Model | Callable[[], Model] | None = None,
     ) -> None:
+        if not isinstance(agents, Sequence):
+            raise ConfigError(f"agents is a list, as in Swarm(agents=[Writer]), not {agents!r}")
         self.agents = tuple(agents)
         self.tools = tuple(tools)
         self.model = model

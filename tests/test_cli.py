@@ -255,7 +255,8 @@ def test_a_second_server_warns_that_it_takes_the_place_of_the_first(server: Serv
     with serving(SMALL, cwd=tmp_path) as second:
         assert f"process {server.process.pid}" in second.log
         assert second.end(signal.SIGINT)[0] == 130
-    assert not second.state_file.exists()
+    # The first still runs: clients find it again.
+    assert json.loads(second.state_file.read_text())["pid"] == server.process.pid
 
 
 def test_the_log_can_be_json_lines(tmp_path: Path) -> None:
@@ -647,7 +648,7 @@ def test_run_with_json_prints_the_results_and_nothing_else(server: Served) -> No
         ("raises", False),
     ]
     assert results[1]["checks"] == [{"text": "it is long", "passed": False, "details": "it has 10 letters"}]
-    assert results[2]["error"] == "LookupError: nobody is here"
+    assert re.fullmatch(r"LookupError: nobody is here \(small\.py:\d+\)", results[2]["error"])
     assert "it greets by name" in ended.err, "the transcript goes to standard error"
     assert "connection-1 opened" in ended.err, "and so does the log"
     assert server.state_file.read_bytes() == state, "the server of this directory is not disturbed"

@@ -230,23 +230,27 @@ class Contrary:
     __hash__ = None  # type: ignore[assignment]
 
 
-def crowded() -> Mailbox:
-    mailbox = Mailbox(lambda: None, 1, "wait")
+def crowded(room: int) -> Mailbox:
+    """A mailbox with one message, and room for so many more."""
+    mailbox = Mailbox(lambda: None, 1 + room, "wait")
     mailbox.put(Envelope("first"))
     return mailbox
 
 
-def test_the_one_that_is_withdrawn_is_the_one_that_goes() -> None:
-    mailbox, admitted = crowded(), print
+@pytest.mark.parametrize("room", [0, 2], ids=["parked", "queued"])
+def test_the_one_that_is_withdrawn_is_the_one_that_goes(room: int) -> None:
+    mailbox, told = crowded(room), [].clear
     earlier, later = Envelope("same"), Envelope("same")
-    mailbox.put(earlier, park=admitted)
-    mailbox.put(later, park=admitted)
+    mailbox.put(earlier, park=told)
+    mailbox.put(later, park=told)
     assert mailbox.withdraw(later)
     assert mailbox.close()[1] is earlier
+    assert not mailbox.withdraw(later)
 
 
-def test_withdrawing_compares_no_messages() -> None:
-    mailbox = crowded()
+@pytest.mark.parametrize("room", [0, 2], ids=["parked", "queued"])
+def test_withdrawing_compares_no_messages(room: int) -> None:
+    mailbox = crowded(room)
     mine = Envelope(Contrary())
     mailbox.put(Envelope(Contrary()), park=lambda: None)
     mailbox.put(mine, park=lambda: None)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
+import inspect
 import json
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
@@ -14,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import grami_actors
 from grami_actors.errors import ErrorCode, UpstreamError
 from grami_actors.model import Model, OpenAIModel, Prompt, ScriptedModel, Turn, complete
 
@@ -436,3 +440,12 @@ def test_a_model_answers_between_open_and_close_only_and_both_may_be_repeated():
                 await complete(model, Prompt(text="?"))
 
     asyncio.run(run())
+
+
+def test_no_default_value_of_a_public_function_shows_the_environment() -> None:
+    for name in grami_actors.__all__:
+        public = getattr(grami_actors, name)
+        for member in (public, *vars(public).values()) if isinstance(public, type) else (public,):
+            with contextlib.suppress(TypeError, ValueError):
+                for parameter in inspect.signature(member).parameters.values():
+                    assert parameter.default is not os.environ, f"{name}: {parameter}"

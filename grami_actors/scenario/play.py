@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
+import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -13,6 +16,7 @@ import msgspec
 from grami_actors.cell import CONNECTION
 from grami_actors.client import Client, Frame, connect
 from grami_actors.errors import GramiError
+from grami_actors.future import describe
 from grami_actors.manager import GrowthManager
 from grami_actors.messages import Message, ToolCall
 from grami_actors.model import Generate
@@ -138,7 +142,9 @@ class Play:
             ):
                 self._on_handled(event)
         elif isinstance(event, ActorFailed):
-            self.say(event.actor, "", "failed", event.error, outcome="AGENT_CRASHED")
+            frames = re.findall(r'File "(.+?)", line (\d+)', event.details)
+            place = f" ({Path(frames[-1][0]).name}:{frames[-1][1]})" if frames else ""
+            self.say(event.actor, "", "failed", f"{event.error}{place}")
         elif isinstance(event, ActorRestarted):
             self.say(event.actor, "", "restarted", f"restart {event.restarts}")
 
@@ -260,12 +266,18 @@ async def play_one(manager: GrowthManager, function: ScenarioFunction, watch: Ca
     except asyncio.CancelledError:
         raise
     except Exception as failure:  # noqa: BLE001 - a scenario may raise anything, and then it has failed
-        error = f"{type(failure).__name__}: {failure}"
+        error = f"{describe(failure)}{_place(failure)}"
     finally:
         seconds = play.now()
         await play.close()
     passed = not error and all(check.passed for check in play.checks)
     return Result(function.__name__, "live", passed, tuple(play.checks), error, seconds, len(play.lines))
+
+
+def _place(failure: BaseException) -> str:
+    """Where it was raised, as ``(file:line)``."""
+    frames = traceback.extract_tb(failure.__traceback__)
+    return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
 
 
 class Result(msgspec.Struct, frozen=True):

@@ -157,5 +157,9 @@ def summarise(console: Console, results: tuple[Result, ...]) -> None:
     console.print()
     console.print(table)
     for result in results:
+        for check in result.checks:
+            if not check.passed:
+                console.print(Text.assemble(("failed ", "bold red"), f"in {result.scenario}:"), end="")
+                console.print(_check(check), soft_wrap=True)
         if result.error:
             console.print(Text.assemble(("error ", "bold red"), f"in {result.scenario}: {result.error}"))
