@@ -36,6 +36,8 @@ def snake_case(name: str) -> str:
 
 class _MessageMeta(msgspec.StructMeta):
     def __new__(mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **config: Any) -> _MessageMeta:
+        if "type" in namespace.get("__annotations__", {}):
+            raise TypeError(f"{name}: the field 'type' is reserved for every request; rename it")
         cls = super().__new__(mcls, name, bases, namespace, **config)
         tag = cls.__struct_config__.tag
         if bases == (msgspec.Struct,):

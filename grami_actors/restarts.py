@@ -18,7 +18,7 @@ class RestartPolicy(msgspec.Struct, frozen=True):
     """How often and how fast a failed actor is restarted.
 
     Attributes:
-        intensity: restarts allowed within ``period``; one failure more escalates. 0 never restarts.
+        intensity: restarts allowed within ``period``; one failure more escalates, or pauses.
         period: seconds.
         shortest: seconds before the first restart of a period.
         longest: seconds; the delay never grows beyond it (before jitter).

@@ -97,6 +97,8 @@ class RoutingTable:
         """Forget a cell everywhere."""
         if self.cells.get(cell.name) is cell:
             del self.cells[cell.name]
+            if cell.name not in self.pools:
+                self.public.discard(cell.name)  # whoever has the name next may be private
         for pool in self.pools.values():
             if cell in pool.cells:
                 pool.cells = tuple(each for each in pool.cells if each is not cell)

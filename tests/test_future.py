@@ -362,6 +362,17 @@ async def test_derived_futures_can_be_awaited_before_the_answer_and_run_their_fu
     assert calls == [[1, 2, 3]]
 
 
+async def test_joined_answers_may_come_in_any_order() -> None:
+    for order in itertools.permutations(range(3)):
+        futures = [asked()[0] for _ in range(3)]
+        waiting = asyncio.create_task(value_of(futures[0].join(*futures[1:])))
+        for number in order:
+            await asyncio.sleep(0)
+            assert not waiting.done()
+            futures[number].set_result(number)
+        assert await waiting == [0, 1, 2]
+
+
 async def test_an_error_goes_through_a_derived_future() -> None:
     future, _ = asked()
     future.fail(GramiError("no"))
@@ -476,6 +487,33 @@ async def test_a_chunk_is_read_as_soon_as_it_comes() -> None:
             assert await reading == number
         stream.set_result("whole")
         assert [chunk async for chunk in chunks] == []
+
+
+async def test_the_end_may_come_while_a_chunk_is_being_worked_on() -> None:
+    stream, _ = asked(Stream)
+    stream.emit("last")
+    async with asyncio.timeout(5):
+        async for chunk in stream:
+            assert chunk == "last"
+            stream.set_result("whole")
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+    assert await stream == "whole"
+
+
+async def test_a_stream_that_is_read_may_be_awaited_beside() -> None:
+    stream, _ = asked(Stream)
+    read: list[Any] = []
+    reader = asyncio.create_task(all_of(stream, read))
+    await asyncio.sleep(0)
+    stream.emit(1)
+    waiting = asyncio.create_task(value_of(stream))
+    await asyncio.sleep(0)
+    stream.emit(2)
+    stream.set_result("whole")
+    assert await waiting == "whole"
+    await reader
+    assert read == [1, 2]
 
 
 @pytest.mark.usefixtures("frequent_switches")

@@ -223,6 +223,15 @@ def test_what_is_removed_leaves_nothing_behind() -> None:
     assert (table.cells, table.topics) == ({}, {})
 
 
+def test_a_name_that_is_free_again_is_not_public_for_its_next_holder() -> None:
+    table = RoutingTable()
+    with cells(1) as (cell,):
+        table.claim(cell.name, cell)
+        table.join("pool", cell)
+        table.remove(cell)
+        assert table.public == {"pool"}
+
+
 # --- the router ---
 
 
