@@ -63,7 +63,7 @@ ASK_TIMEOUT = 30.0
 LIFECYCLE: dict[str, dict[str, str]] = {
     "starting": {"started": "running", "start_failed": "stopped", "stop": "stopping"},
     "running": {"failed": "restarting", "stop": "stopping"},
-    "restarting": {"started": "running", "failed": "restarting", "paused": "paused", "stop": "stopping"},
+    "restarting": {"started": "running", "paused": "paused", "stop": "stopping"},
     "paused": {"retry": "restarting", "stop": "stopping"},
     "stopping": {"stopped": "stopped"},
     "stopped": {},

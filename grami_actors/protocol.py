@@ -180,7 +180,6 @@ class ServerProtocol:
 
     def __init__(self, connection_id: str, catalog: Catalog, limits: Limits, server: dict[str, str]) -> None:
         self.principal = "anonymous"
-        self.said_hello = False
         self.draining = False
         self.close_code: int | None = None
         self._connection_id = connection_id
@@ -306,7 +305,6 @@ class ServerProtocol:
                 code=ErrorCode.UNSUPPORTED_VERSION,
                 param="$.protocol",
             )
-        self.said_hello = True
         limits = {"max_message_bytes": self._limits.max_message_bytes, "max_inflight": self._limits.max_inflight}
         welcome = Welcome(self._connection_id, self.principal, self._server, limits, 5000, header.id)
         self._out.append(_ENCODER.encode(welcome))

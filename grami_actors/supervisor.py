@@ -237,7 +237,7 @@ class Supervisor:
         done, _ = await asyncio.wait((task,), timeout=grace)
         if not done:
             task.cancel()
-            done, _ = await asyncio.wait((task,), timeout=SHORT_GRACE)
+            await asyncio.wait((task,), timeout=SHORT_GRACE)
             self._tasks.discard(task)  # one that swallows its cancellation is left behind
             return False
         error = task.result()
