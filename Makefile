@@ -37,8 +37,8 @@ coverage: $(VENV)/.dev ## run the tests and list the branches that they miss
 	@$(BIN)/coverage combine -q
 	@$(BIN)/coverage report
 
-bench: $(VENV)/.local ## measure throughput and latency on this machine
-	@$(BIN)/python benchmarks/run.py
+bench: $(VENV)/.bench ## measure beside other actor libraries, in about ten minutes (ARGS=--help tells more)
+	@$(BIN)/python benchmarks/run.py $(ARGS)
 
 clean: ## remove all that was made here
 	@rm -rf $(VENV) .venv313 .ci/node .*_cache .hypothesis .coverage .coverage.* build dist *.egg-info
@@ -79,3 +79,11 @@ $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: $(VENV)/.local
 	@echo "installing the $* tools"
 	@$(PIP) -e '.[$*]'
 	@touch $(VENV)/.test $@
+
+# One by one if they cannot be had together: a peer without a wheel for this interpreter is left out.
+$(VENV)/.bench: benchmarks/requirements.txt $(VENV)/.local
+	@echo "installing the peers of the benchmarks (about 600 MB, the first time)"
+	@$(PIP) -r $< 2>/dev/null || sed '/^#/d' $< | while read -r peer; do \
+		$(PIP) "$$peer" </dev/null || echo "without $$peer"; \
+	done
+	@touch $@

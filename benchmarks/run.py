@@ -1,246 +1,177 @@
-"""Measure grami_actors beside the limits of what it is built on, interleaved, on this machine: ``make bench``.
+"""Measure grami_actors beside other actor libraries, and beside the limits of what it is built on: ``make bench``.
 
-Every workload runs in turn for each peer, ROUNDS times, so that a noisy neighbour hits all of them. What counts is
-the median, the CPU time per operation, and the ratio between two peers of the same round; a rate alone says more
-about the machine than about the code. Writes ``benchmarks/results.json``.
+Every workload runs for each peer in turn, ``--rounds`` times, so that a noisy neighbour hits all of them. Each run
+is a process of its own with a time limit; imports and preparations are not measured. What counts is the median,
+the CPU time per operation, and the ratio between two peers of the same round; a rate alone says more about the
+machine than about the code.
+
+``ratio_to_grami`` is the peer's speed over ours, by CPU time per operation, round by round, and of that the
+median: above 1 the peer is faster. ``bytes_ratio_to_grami``, where memory is measured, is ours over the peer's:
+above 1 the peer is leaner. Ray's CPU time is that of all its processes; that of a gateway is the server's alone.
+
+Writes ``benchmarks/results.json`` and, where matplotlib is installed, ``benchmarks/results.svg``. A peer that is
+not installed (``benchmarks/requirements.txt``) or cannot do its work is named and left out.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
-import statistics
+import argparse
+import re
+import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import msgspec
-import pykka
+import psutil
+from catalog import PEERS, WORKLOADS, Workload
+from measure import Sample
+from one import Outcome, run_one
+from report import Rows, Samples, draw, print_table, summarise, write
 from rich.console import Console
-from rich.table import Table
-from websockets.asyncio.client import connect
-from websockets.asyncio.server import ServerConnection, serve
 
-from grami_actors import Actor, ActorSystem, Agent, Config, GrowthManager, Message, Swarm, handles
+LEAST = 1.0
+"""Seconds that the children of a run that was ended have to go by themselves."""
 
-ROUNDS = 5
-RESULTS = Path(__file__).with_name("results.json")
+EXAMPLES = """examples:
+  run.py                           everything, as `make bench` does
+  run.py --quick                   a first impression in a quarter of the time
+  run.py --only 'ask|tell'         the workloads whose name (or --list line) matches
+  run.py --peer 'grami|asyncio'    us and the limit alone; without us there are no ratios
+  run.py --million --only million  a million actors, each asked once (needs some gigabytes of memory)
+  run.py --one tell grami 100000   one run, as a line of JSON
 
-
-class Sink(Actor):
-    """Counts what it is told, and answers with the count."""
-
-    mailbox = 1_000_000
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def on_receive(self, message: Any) -> int:
-        self.count += 1
-        return self.count
+With --only, --peer or --quick the results are printed, and written only if you name a file with --output."""
 
 
-class Asker(Actor):
-    """Asks another one after another."""
-
-    async def on_receive(self, message: Any) -> None:
-        to, count = message
-        for number in range(count):
-            await self.ask(to, number)
+class Failed(Exception):
+    """A run came to nothing; says why in one line."""
 
 
-async def grami_tell(count: int) -> None:
-    async with ActorSystem() as system:
-        ref = await system.spawn(Sink)
-        for number in range(count):
-            ref.tell(number)
-        await system.ask(ref, "last")
+def options(arguments: list[str]) -> argparse.Namespace:
+    """What the command line asks for."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").split("\n\n")[0],
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--rounds", type=int, help="how often each workload runs for each peer (5; with --quick 2)")
+    parser.add_argument("--only", metavar="REGEX", default="", help="only workloads whose key or title matches")
+    parser.add_argument("--peer", metavar="REGEX", default="", help="only peers whose key or title matches")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds of fewer operations")
+    parser.add_argument("--million", action="store_true", help="also spawn a million actors and ask each once")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="where the results go (benchmarks/results.json)")
+    parser.add_argument("--list", action="store_true", help="list the workloads and their peers, and do nothing")
+    parser.add_argument("--one", nargs=3, metavar=("WORKLOAD", "PEER", "N"), help="do one run and print its JSON")
+    given = parser.parse_args(arguments)
+    given.rounds = given.rounds or (2 if given.quick else 5)
+    if given.output is None and not (given.only or given.peer or given.quick):
+        given.output = Path(__file__).with_name("results.json")
+    return given
 
 
-async def grami_ask(count: int) -> None:
-    async with ActorSystem() as system:
-        sink, asker = await system.spawn(Sink), await system.spawn(Asker)
-        await system.ask(asker, (sink, count), timeout=600)
+class Bench:
+    """Runs what was asked for, and remembers who is missing.
 
+    Args:
+        given: the options.
+        console: where progress is shown.
+    """
 
-async def queue_tell(count: int) -> None:
-    queue: asyncio.Queue[int] = asyncio.Queue()
+    def __init__(self, given: argparse.Namespace, console: Console) -> None:
+        self._given = given
+        self._console = console
+        self._missing: set[str] = set()
 
-    async def consume() -> None:
-        for _ in range(count):
-            await queue.get()
-
-    task = asyncio.create_task(consume())
-    for number in range(count):
-        queue.put_nowait(number)
-    await task
-
-
-async def queue_ask(count: int) -> None:
-    queue: asyncio.Queue[tuple[int, asyncio.Future[int]]] = asyncio.Queue()
-
-    async def consume() -> None:
-        for _ in range(count):
-            number, answer = await queue.get()
-            answer.set_result(number)
-
-    task = asyncio.create_task(consume())
-    for number in range(count):
-        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        queue.put_nowait((number, answer))
-        await answer
-    await task
-
-
-class PykkaSink(pykka.ThreadingActor):
-    """The same on a thread of Pykka's."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def on_receive(self, message: Any) -> int:
-        self.count += 1
-        return self.count
-
-
-async def pykka_tell(count: int) -> None:
-    ref = PykkaSink.start()
-    for number in range(count):
-        ref.tell(number)
-    await asyncio.to_thread(ref.ask, "last")
-    await asyncio.to_thread(ref.stop)
-
-
-async def pykka_ask(count: int) -> None:
-    ref = PykkaSink.start()
-
-    def ask() -> None:
-        for number in range(count):
-            ref.ask(number)
-
-    await asyncio.to_thread(ask)
-    await asyncio.to_thread(ref.stop)
-
-
-class Echo(Message):
-    """Say it again."""
-
-    text: str
-
-
-class Echoer(Agent):
-    """Says it again."""
-
-    @handles(Echo)
-    def echo(self, message: Echo) -> str:
-        return message.text
-
-
-async def _round_trips(url: str, clients: int, count: int) -> None:
-    request = json.dumps({"type": "echo", "text": "x" * 64})
-
-    async def client() -> None:
-        async with connect(url, compression=None, proxy=None) as socket:
-            for _ in range(count // clients):
-                await socket.send(request)
-                await socket.recv()
-
-    await asyncio.gather(*(client() for _ in range(clients)))
-
-
-async def grami_gateway(count: int) -> None:
-    async with GrowthManager(Swarm([Echoer]), Config(), publish=False) as manager:
-        await _round_trips(manager.url, 64, count)
-
-
-async def bare_gateway(count: int) -> None:
-    decoder = msgspec.json.Decoder(Echo)
-
-    async def echo(socket: ServerConnection) -> None:
-        async for frame in socket:
-            message = decoder.decode(frame)
-            await socket.send(msgspec.json.encode({"status": "success", "data": message.text}), text=True)
-
-    async with serve(echo, "127.0.0.1", 0, compression=None) as server:
-        port = server.sockets[0].getsockname()[1]
-        await _round_trips(f"ws://127.0.0.1:{port}", 64, count)
-
-
-Run = Callable[[int], Awaitable[None]]
-WORKLOADS: dict[str, tuple[int, dict[str, Run]]] = {
-    "tell, end to end": (
-        100_000,
-        {"grami_actors": grami_tell, "asyncio.Queue and a task": queue_tell, "Pykka ThreadingActor": pykka_tell},
-    ),
-    "ask, one after another": (
-        20_000,
-        {"grami_actors": grami_ask, "asyncio.Queue and a task": queue_ask, "Pykka ThreadingActor": pykka_ask},
-    ),
-    "gateway round trip, 64 connections, clients included": (
-        12_800,
-        {"grami_actors": grami_gateway, "bare websockets and msgspec": bare_gateway},
-    ),
-}
-
-
-class Sample(NamedTuple):
-    """One run: seconds by the clock, and seconds of CPU."""
-
-    wall: float
-    cpu: float
-
-
-def measure(run: Run, count: int) -> Sample:
-    wall, cpu = time.perf_counter(), time.process_time()
-    asyncio.run(run(count))
-    return Sample(time.perf_counter() - wall, time.process_time() - cpu)
-
-
-def summarise(workload: str, count: int, samples: dict[str, list[Sample]]) -> list[dict[str, Any]]:
-    """A line for each peer. ``ratio_to_grami`` compares CPU times, round by round: above 1, the peer is faster."""
-    ours = samples["grami_actors"]
-    return [
-        {
-            "workload": workload,
-            "peer": peer,
-            "n": count,
-            "median_ops_per_s": round(count / statistics.median(sample.wall for sample in each)),
-            "cpu_us_per_op": round(statistics.median(sample.cpu for sample in each) / count * 1e6, 2),
-            "ratio_to_grami": round(
-                statistics.median(own.cpu / other.cpu for own, other in zip(ours, each, strict=True)), 2
-            ),
+    def workloads(self) -> dict[str, Workload]:
+        """Those that were asked for."""
+        wanted = re.compile(self._given.only, re.IGNORECASE)
+        return {
+            key: each
+            for key, each in WORKLOADS.items()
+            if (wanted.search(key) or wanted.search(each.title)) and (self._given.million or not each.optional)
         }
-        for peer, each in samples.items()
-    ]
+
+    def peers(self, workload: Workload) -> dict[str, int]:
+        """Those that do it, and how many operations in a run."""
+        wanted = re.compile(self._given.peer, re.IGNORECASE)
+        divisor = workload.quick if self._given.quick else 1
+        return {
+            key: max(1, count // divisor)
+            for key, count in workload.counts.items()
+            if wanted.search(key) or wanted.search(PEERS[key].title)
+        }
+
+    def measure(self, key: str, workload: Workload) -> Rows:
+        """All rounds of a workload, the peers in turn."""
+        samples: Samples = {}
+        peers = {peer: count for peer, count in self.peers(workload).items() if peer not in self._missing}
+        began = time.perf_counter()
+        with self._console.status("") as status:
+            for number in range(self._given.rounds):
+                for peer, count in tuple(peers.items()):
+                    status.update(f"{workload.title}: {PEERS[peer].title} ({number + 1} of {self._given.rounds})")
+                    try:
+                        samples.setdefault(peer, {})[number] = self._run(key, peer, count, workload.seconds)
+                    except Failed as failed:
+                        del peers[peer]
+                        self._console.print(f"  {workload.title}: without {PEERS[peer].title}: {failed}")
+        self._console.print(f"  {workload.title}: {time.perf_counter() - began:.0f} s", style="dim")
+        return summarise(workload.title, samples)
+
+    def _run(self, key: str, peer: str, count: int, seconds: float) -> Sample:
+        command = [sys.executable, __file__, "--one", key, peer, str(count)]
+        out, error = _output(command, seconds)
+        lines = out.decode(errors="replace").strip().splitlines()
+        try:
+            outcome = msgspec.json.decode(lines[-1], type=Outcome)
+        except (IndexError, msgspec.MsgspecError):
+            last = error.decode(errors="replace").strip().splitlines()[-1:] or ["it ended without a word"]
+            raise Failed(last[0]) from None
+        if outcome.sample is None:
+            self._missing.add(peer)
+            raise Failed(f"{outcome.missing} (not tried again)")
+        return outcome.sample
+
+
+def _output(command: list[str], seconds: float) -> tuple[bytes, bytes]:
+    """What a process printed; after so many seconds it is ended, and all that it started."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            return process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            raise Failed(f"not done after {seconds:.0f} s") from None
+        finally:
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is not None:
+        return
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    _, alive = psutil.wait_procs(family, timeout=LEAST)
+    for each in alive:
+        each.kill()
 
 
 def main() -> None:
-    """Run all workloads, print a table, write the results."""
-    console = Console()
-    rows: list[dict[str, Any]] = []
-    for workload, (count, peers) in WORKLOADS.items():
-        samples: dict[str, list[Sample]] = {peer: [] for peer in peers}
-        with console.status(workload):
-            for _ in range(ROUNDS):
-                for peer, run in peers.items():
-                    samples[peer].append(measure(run, count))
-        rows += summarise(workload, count, samples)
-    table = Table("workload", "peer", "median /s", "CPU µs each", "CPU, ours to theirs", box=None)
-    for row in rows:
-        table.add_row(
-            row["workload"],
-            row["peer"],
-            f"{row['median_ops_per_s']:,}",
-            f"{row['cpu_us_per_op']}",
-            f"{row['ratio_to_grami']}",
-        )
-    console.print(f"Python {sys.version.split()[0]}, medians of {ROUNDS} interleaved rounds")
-    console.print(table)
-    RESULTS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    """Do what the command line asks for."""
+    given = options(sys.argv[1:])
+    if given.one:
+        run_one(given.one[0], given.one[1], int(given.one[2]))
+    console = Console(width=None if sys.stdout.isatty() else 130)
+    bench = Bench(given, console)
+    workloads = bench.workloads()
+    if given.list:
+        for key, each in workloads.items():
+            console.print(f"{key:13} {each.title}: {', '.join(bench.peers(each))}", highlight=False)
+        return
+    rows = [row for key, each in workloads.items() for row in bench.measure(key, each)]
+    print_table(console, rows, given.rounds)
+    if given.output is not None:
+        write(given.output, rows)
+        draw(console, rows, given.output.with_suffix(".svg"))
 
 
 if __name__ == "__main__":

@@ -4,24 +4,27 @@ Every agent, tool and client connection is an actor with a mailbox; a router beh
 Growth Manager) forwards typed messages between them. The floors, from the bottom; a module imports only
 from floors below its own::
 
-    12  cli                                     the command line
-    11  scenario/                               scripts that play clients, and their transcript
-    10  manager                                 a swarm behind a gateway, published
-     9  gateway/  swarm                         the door to the outside; what is run
-     8  system  agent  tools                    the house; who lives in it
-     7  lanes/  supervisor  router              how actors run, live and find each other
-     6  actor                                   what a user subclasses
-     5  cell                                    what stays of an actor when it is restarted
-     4  future                                  answers that are still to come
-     3  mailbox  client  model  model_server
-     2  telemetry  restarts  protocol  discovery   decisions and words, no threads or sockets
+    15  cli                                     the command line
+    14  scenario/                               scripts that play clients, and their transcript
+    13  manager                                 a swarm behind a gateway, published
+    12  gateway/  swarm                         the door to the outside; what is run
+    11  supervisor  agent  tools                who lives in the house
+    10  system                                  the house
+     9  lanes/  lifecycle  router               how actors run, live and find each other
+     8  actor                                   what a user subclasses
+     7  timers  registry  pools  watchdog       what is around an actor
+     6  cell                                    what stays of an actor when it is restarted
+     5  contracts                               what a cell needs of its house
+     4  future  ref  spec                       answers that are still to come, handles, data of a spawn
+     3  mailbox  deadlines  gates  client  model  model_server
+     2  telemetry  restarts  budget  topics  protocol  discovery   decisions and words, no threads or sockets
      1  messages  frames  config
      0  errors
 """
 
 from grami_actors.actor import Actor, cancelled, emit, progress
 from grami_actors.agent import Agent, handles
-from grami_actors.cell import Ref
+from grami_actors.budget import Budget
 from grami_actors.client import Client, connect
 from grami_actors.config import Config
 from grami_actors.errors import (
@@ -44,8 +47,10 @@ from grami_actors.errors import (
 )
 from grami_actors.manager import GrowthManager
 from grami_actors.messages import Message
-from grami_actors.model import LocalModel, Model, OpenAIModel, Prompt, ScriptedModel, model_from_environment
+from grami_actors.model import Prompt, ScriptedModel, model_from_environment
+from grami_actors.ref import Ref
 from grami_actors.restarts import RestartPolicy
+from grami_actors.supervisor import Child, Supervisor
 from grami_actors.swarm import Swarm
 from grami_actors.system import ActorSystem
 from grami_actors.tools import lazy_tool, tool
@@ -58,7 +63,9 @@ __all__ = [
     "AgentExecutionFailed",
     "AgentUnavailable",
     "AskCycle",
+    "Budget",
     "Cancelled",
+    "Child",
     "Client",
     "Config",
     "ConnectionLost",
@@ -67,11 +74,8 @@ __all__ = [
     "ErrorCode",
     "GramiError",
     "GrowthManager",
-    "LocalModel",
     "MailboxFull",
     "Message",
-    "Model",
-    "OpenAIModel",
     "Prompt",
     "Ref",
     "Reject",
@@ -79,6 +83,7 @@ __all__ = [
     "ScriptedModel",
     "ServerNotFound",
     "StartFailed",
+    "Supervisor",
     "Swarm",
     "ToolExecutionFailed",
     "ToolTimeout",

@@ -1,18 +1,20 @@
-"""Agents: actors whose methods handle message types. Floor 8."""
+"""Agents: actors whose methods handle message types. Floor 11."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, ClassVar, TypeVar, get_args
 
-from grami_actors.actor import Actor
-from grami_actors.cell import LaneName
+from grami_actors.actor import Actor, charge
 from grami_actors.errors import GramiError
 from grami_actors.future import Future, Stream
 from grami_actors.mailbox import Overflow
 from grami_actors.messages import Message, ToolCall, snake_case
 from grami_actors.model import Generate, Prompt
+from grami_actors.pools import PoolStrategy
 from grami_actors.restarts import RestartPolicy
+from grami_actors.spec import LaneName
 
 H = TypeVar("H", bound=Callable[..., Any])
 
@@ -54,6 +56,9 @@ class Agent(Actor):
     Class arguments:
         name: how others address it; the class's name in snake_case if not given.
         instances: how many of them share the work, behind one name.
+        pool: how they share it: ``"least_busy"``, ``"round_robin"``, ``"consistent_hash"`` (messages with one key go
+            to one instance) or ``"broadcast"`` (every message goes to all; an ask gets the list of answers).
+        key: for ``"consistent_hash"``: the name of a field, or a function of the message; ``key`` if not given.
         lane, mailbox, overflow, concurrency, restart: see :class:`Actor`. An agent that fails too often rests
             for 15 s and starts over, unless its policy says otherwise.
         subscribes: topics whose messages it gets.
@@ -62,6 +67,8 @@ class Agent(Actor):
     restart: ClassVar[RestartPolicy] = RestartPolicy(pause=15.0)
     agent_name: ClassVar[str] = ""
     instances: ClassVar[int] = 1
+    pool: ClassVar[PoolStrategy] = "least_busy"
+    key: ClassVar[Callable[[Any], object] | None] = None
     subscribes: ClassVar[tuple[str, ...]] = ()
     handlers: ClassVar[dict[type[Message], str]] = {}
 
@@ -71,21 +78,27 @@ class Agent(Actor):
         name: str | None = None,
         instances: int | None = None,
         subscribes: tuple[str, ...] | None = None,
+        pool: PoolStrategy | None = None,
+        key: str | Callable[[Any], object] | None = None,
         **options: Any,
     ) -> None:
         super().__init_subclass__()
         for option, value in options.items():
             if option not in _OPTIONS:
-                known = ", ".join((*_OPTIONS, "name", "instances", "subscribes"))
+                known = ", ".join((*_OPTIONS, "name", "instances", "subscribes", "pool", "key"))
                 raise TypeError(f"{cls.__name__}: unknown option {option!r}; known are {known}")
             setattr(cls, option, value)
-        _check_options(cls)
         if instances is not None:
             if not isinstance(instances, int) or instances < 1:
                 raise ValueError(f"{cls.__name__}: an agent has at least one instance, not {instances}")
             cls.instances = instances
         if isinstance(subscribes, str):
             raise TypeError(f"{cls.__name__}: subscribes is a tuple of topics: subscribes=({subscribes!r},)")
+        if pool is not None:
+            cls.pool = pool
+        if key is not None:
+            cls.key = staticmethod(attrgetter(key) if isinstance(key, str) else key)
+        _check_options(cls)
         cls.agent_name = name or snake_case(cls.__name__)
         cls.subscribes = cls.subscribes if subscribes is None else subscribes
         cls.handlers = {}
@@ -109,6 +122,12 @@ class Agent(Actor):
         The future raises ToolExecutionFailed, ToolTimeout, or what :meth:`ask` raises.
         """
         name = tool if isinstance(tool, str) else tool.name
+        try:
+            charge(tool_calls=1)
+        except GramiError as used_up:
+            future: Future[Any] = Future()
+            future.fail(used_up)
+            return future
         return self.ask(f"tool:{name}", ToolCall(arguments))
 
     def generate(self, prompt: Prompt | str, *, timeout: float | None = None) -> Stream[str]:
@@ -120,6 +139,8 @@ def _check_options(cls: type[Agent]) -> None:
     if cls.lane not in get_args(LaneName) or cls.overflow not in get_args(Overflow):
         wrong, known = (cls.overflow, Overflow) if cls.lane in get_args(LaneName) else (cls.lane, LaneName)
         raise ValueError(f"{cls.__name__}: {wrong!r} is none of {', '.join(get_args(known))}")
+    if cls.pool not in get_args(PoolStrategy):
+        raise ValueError(f"{cls.__name__}: {cls.pool!r} is none of {', '.join(get_args(PoolStrategy))}")
     numbers = (cls.mailbox, cls.concurrency)
     if not all(isinstance(number, int) and number > 0 for number in numbers):
         raise ValueError(f"{cls.__name__}: mailbox and concurrency are whole numbers of at least 1")

@@ -1,10 +1,6 @@
-"""What stays of an actor when it is restarted, and how others refer to it. Floor 5.
+"""What stays of an actor when it is restarted. Floor 6.
 
-Two objects, and two contracts for what is around them:
-
-* :class:`Cell`: name, mailbox, place in the tree, state; exactly one per spawn. It outlives its instances.
-* :class:`Ref`: the handle that others hold; a Pykka ``ActorRef`` that survives restarts.
-* :class:`Lane`: where handlers run. :class:`Runtime`: the system, as its actors see it.
+There is exactly one :class:`Cell` per spawn: name, mailbox, place in the tree, state. It outlives its instances.
 
 Rules:
 
@@ -12,47 +8,28 @@ Rules:
 2. An exception that is a :class:`GramiError` is an *answer*; any other is a *failure* and goes to the
    supervisor, whether the message came by tell or by ask. Nothing that a handler raises leaves its cell.
 3. Whatever a handler starts inherits the scope of the message it handles.
+4. The way of a message is short on purpose: no lock, no object but the envelope, no clock, unless somebody asks for
+   it. A tell costs about as much as an ``asyncio.Queue`` does; every call that is added here is seen in ``make bench``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-import weakref
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any
 
-import msgspec
-import pykka
+from pykka import messages as pykka_messages
 
-from grami_actors.errors import (
-    AgentCrashed,
-    AgentUnavailable,
-    DeadlineExceeded,
-    GramiError,
-    MailboxFull,
-    WouldDeadlock,
-)
-from grami_actors.future import (
-    Delivery,
-    Future,
-    Party,
-    Stream,
-    Waiting,
-    current,
-    current_scope,
-    describe,
-    interrupter,
-    only_answer,
-    sender,
-)
-from grami_actors.mailbox import CAPACITY, Closed, Mailbox, Overflow
-from grami_actors.messages import Envelope, Scope
-from grami_actors.restarts import RestartPolicy
-from grami_actors.telemetry import Bus, DeadLetter, MessageHandled, MessageSent
-
-LaneName = Literal["loop", "thread"]
-A = TypeVar("A", bound=pykka.Actor)
+from grami_actors.budget import Budget, Meter
+from grami_actors.contracts import Lane, Runtime
+from grami_actors.errors import AgentCrashed, DeadlineExceeded, GramiError, MailboxFull
+from grami_actors.future import Future, Interrupt, current, describe, details, handled, only_answer
+from grami_actors.mailbox import Closed, Mailbox
+from grami_actors.messages import Envelope, Scope, Terminated
+from grami_actors.ref import ActorDead, Ref
+from grami_actors.spec import LIFECYCLE, Spec
+from grami_actors.telemetry import ActorFailed, DeadLetter, MessageHandled, MessageSent
 
 CONNECTION = "connection-"
 """How the names of the actors of clients begin; no agent's name does."""
@@ -60,136 +37,34 @@ CONNECTION = "connection-"
 ASK_TIMEOUT = 30.0
 """Seconds an ask waits that names no limit and belongs to no request; within one, its deadline is the limit."""
 
-LIFECYCLE: dict[str, dict[str, str]] = {
-    "starting": {"started": "running", "start_failed": "stopped", "stop": "stopping"},
-    "running": {"failed": "restarting", "stop": "stopping"},
-    "restarting": {"started": "running", "paused": "paused", "stop": "stopping"},
-    "paused": {"retry": "restarting", "stop": "stopping"},
-    "stopping": {"stopped": "stopped"},
-    "stopped": {},
-}
-"""State, event, next state. Everything else is an error."""
 
-
-class ActorDead(AgentUnavailable, pykka.ActorDeadError):
-    """The actor is stopped; also a ``pykka.ActorDeadError`` for code that knows Pykka."""
-
-
-class Spec(msgspec.Struct, frozen=True):
-    """How to make an actor, again and again: plain data that a restart reads.
+class Last:
+    """The end of a backlog: when it is taken, the actor stops.
 
     Attributes:
-        kind: the actor class.
-        args: positional arguments of its constructor.
-        kwargs: keyword arguments of its constructor.
-        lane, mailbox, overflow, concurrency, restart: see :class:`grami_actors.actor.Actor`.
+        reached: whether it was taken.
     """
 
-    kind: type[Any]
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}
-    lane: LaneName = "loop"
-    mailbox: int = CAPACITY
-    overflow: Overflow = "reject"
-    concurrency: int = 1
-    restart: RestartPolicy = RestartPolicy()
-
-    def __post_init__(self) -> None:
-        if self.concurrency < 1:
-            raise ValueError(f"concurrency is at least 1, not {self.concurrency}")
+    reached = False
 
 
-class Runtime(Protocol):
-    """What actors need of the system they live in."""
+_SIGNALS = frozenset({Terminated, Last})
+"""What the runtime sends to an actor; nobody misses it when the actor is gone."""
 
-    bus: Bus
-    loop: asyncio.AbstractEventLoop
-
-    def now(self) -> float:
-        """Seconds on the system's clock."""
-
-    def resolve(self, to: str, message: Any) -> Cell:
-        """The cell that a name means for this message; raises DestinationNotFound or AgentUnavailable."""
-
-    async def spawn(
-        self, kind: type[Any], *args: Any, name: str | None = None, parent: Cell | None = None, **kwargs: Any
-    ) -> Ref[Any]:
-        """Start an actor."""
-
-    def failed(self, cell: Cell, error: BaseException) -> None:
-        """A handler failed; called on the actor's lane."""
-
-    def stop_soon(self, cell: Cell) -> Future[bool]:
-        """Begin to stop an actor, from any thread."""
-
-    def after(self, seconds: float, callback: Callable[[], object]) -> Callable[[], None]:
-        """Call back on the home loop; returns a function that takes it back. Both from any thread."""
-
-    def release(self, cell: Cell) -> None:
-        """Forget a stopped actor: its name, topics and place in the tree are free."""
-
-    def subscribers(self, topic: str) -> list[Cell]:
-        """Who gets what is published to a topic."""
-
-    def subscribe(self, topic: str, cell: Cell) -> None:
-        """Add one to them."""
-
-    def new_trace_id(self) -> str:
-        """32 hex digits."""
-
-
-class Lane(Protocol):
-    """Where handlers run. The lifecycle (supervisor) drives a lane; a lane decides nothing."""
-
-    name: LaneName
-
-    def attach(self, cell: Cell) -> None:
-        """Own the cell from now on, paused. Raises StartFailed if there is no room."""
-
-    def wake(self, cell: Cell) -> None:
-        """There is mail; from any thread."""
-
-    async def call(self, cell: Cell, hook: Callable[[], Any]) -> Any:
-        """Run a hook (or coroutine function) where the actor's handlers run, and return its result."""
-
-    def pause(self, cell: Cell) -> None:
-        """Take no more messages for the cell; from any thread."""
-
-    def resume(self, cell: Cell) -> None:
-        """Let the cell take messages."""
-
-    async def quiesce(self, cell: Cell, grace: float) -> bool:
-        """Wait for the handlers at work to end; after ``grace`` seconds interrupt them.
-
-        Returns:
-            False if one still runs, because this lane cannot interrupt it.
-        """
-
-    def kill(self, cell: Cell) -> None:
-        """End the handlers at work now. Raises KillRefused where that cannot be done."""
-
-    def detach(self, cell: Cell) -> None:
-        """Let go of the cell."""
-
-
-class _Stopped:
-    """Looks like the ``threading.Event`` that Pykka keeps per actor, and costs nothing."""
-
-    __slots__ = ("_cell",)
-
-    def __init__(self, cell: Cell) -> None:
-        self._cell = cell
-
-    def is_set(self) -> bool:
-        return self._cell.mailbox.closed
+CONTROL = _SIGNALS | {pykka_messages.ProxyCall, pykka_messages.ProxyGetAttr, pykka_messages.ProxySetAttr}
+"""Types of messages that are not for ``on_receive``."""
 
 
 class Cell:
     """What stays of an actor when it is restarted. Users hold its :class:`Ref`."""
 
     __slots__ = (
+        "__weakref__",
         "actor",
+        "at_work",
         "born",
+        "bus",
+        "child_history",
         "children",
         "concurrency",
         "history",
@@ -197,25 +72,32 @@ class Cell:
         "lifecycle",
         "mailbox",
         "name",
+        "number",
+        "owed",
         "parent",
         "paused",
         "port",
+        "recovery",
         "ref",
         "restarts",
         "runtime",
         "spec",
         "state",
-        "urn",
+        "timers",
         "waits",
+        "watchers",
         "working",
     )
 
-    def __init__(self, runtime: Runtime, lane: Lane, spec: Spec, name: str, urn: str, parent: Cell | None) -> None:
+    def __init__(
+        self, runtime: Runtime[Cell], lane: Lane[Cell], spec: Spec, name: str, number: int, parent: Cell | None
+    ) -> None:
         self.runtime = runtime
+        self.bus = runtime.bus
         self.lane = lane
         self.spec = spec
         self.name = name
-        self.urn = urn
+        self.number = number
         self.parent = parent
         self.concurrency = spec.concurrency
         self.children: dict[str, Cell] = {}
@@ -224,21 +106,37 @@ class Cell:
         self.working = 0
         self.restarts = 0
         self.history: tuple[float, ...] = ()
-        self.waits: dict[Waiting, Party] = {}
+        self.child_history: tuple[float, ...] = ()  # where the policy of this actor counts for all its children
+        self.owed: BaseException | None = None  # a failure to be seen to when it has started
+        self.waits: dict[Future[Any], Envelope] = {}
+        self.watchers: dict[Any, Callable[[Terminated], object]] | None = None
+        self.timers: Any = None
         self.port: Any = None  # what the lane keeps per cell
         self.lifecycle: asyncio.Task[Any] | None = None
+        self.recovery: Any = None
         self.actor: Any = None
+        self.at_work: Envelope | None = None  # where one message is handled at a time: that one
         self.born = False  # whether on_start of this instance has succeeded
-        eager = spec.lane == "thread" and spec.concurrency > 1
-        self.mailbox = Mailbox(self._wake, spec.mailbox, spec.overflow, eager=eager)
+        self.mailbox = Mailbox(self.wake, spec.mailbox, spec.overflow, eager=lane.shared and spec.concurrency > 1)
         self.ref: Ref[Any] = Ref(self)
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """There is mail; from any thread."""
         self.lane.wake(self)
 
     def now(self) -> float:
         """Seconds on the system's clock."""
         return self.runtime.now()
+
+    @property
+    def load(self) -> int:
+        """Messages that wait or are at work."""
+        return len(self.mailbox) + self.working
+
+    @property
+    def full(self) -> bool:
+        """Whether its mailbox is full, or others wait for room in it."""
+        return self.mailbox.full
 
     def move(self, event: str) -> None:
         """Take a step of :data:`LIFECYCLE`."""
@@ -254,149 +152,289 @@ class Cell:
         actor._cell = self
         actor.__init__(*self.spec.args, **self.spec.kwargs)
         self.actor = actor
-        self.ref._actor_weakref = weakref.ref(actor)
         return actor
 
     # --- sending, from any thread ---
 
-    def post(self, envelope: Envelope, *, park: Callable[[], None] | None = None, force: bool = False) -> None:
+    def post(self, envelope: Envelope) -> None:
         """Put an envelope into the mailbox. Raises ActorDead or MailboxFull."""
-        bus = self.runtime.bus
-        if MessageSent in bus:
-            bus.publish(MessageSent(envelope.sender, self.name, envelope.message, envelope.reply_to is not None))
+        if self.bus.timed:
+            self._announce(envelope)
         try:
-            displaced = self.mailbox.put(envelope, park=park, force=force)
-        except Closed:
-            raise ActorDead(f"{self.name} is stopped and takes no more messages") from None
-        except MailboxFull as full:
-            raise MailboxFull(f"{self.name} is busy: {full.message}") from None
+            displaced = self.mailbox.put(envelope)
+        except (Closed, MailboxFull) as refused:
+            raise self._refusal(refused) from None
         if displaced is not None:
-            self.discard(displaced, "overflow", MailboxFull(f"{self.name} dropped the message: its mailbox is full"))
+            self.discard(displaced, "overflow", self._dropped())
 
-    def tell(self, message: Any, *, detached: bool = False) -> None:
-        """Send without waiting for an answer."""
-        self.post(Envelope(message, None, sender(), None if detached else current_scope(), self.runtime.now()))
+    def post_parked(self, envelope: Envelope, admitted: Callable[[], None] | None = None) -> None:
+        """The same, but wait for room; ``admitted`` is called when there is some. Raises ActorDead."""
+        if self.bus.timed:
+            self._announce(envelope)
+        try:
+            self.mailbox.park(envelope, admitted)
+        except Closed as refused:
+            raise self._refusal(refused) from None
+
+    def post_always(self, envelope: Envelope, *, first: bool = False) -> None:
+        """The same whatever the bound: for what is bounded elsewhere. ``first``: before all others."""
+        try:
+            (self.mailbox.put_first if first else self.mailbox.put_any)(envelope)
+        except Closed as refused:
+            raise self._refusal(refused) from None
+
+    def _refusal(self, refused: GramiError) -> GramiError:
+        if isinstance(refused, Closed):
+            return ActorDead(f"{self.name} is stopped and takes no more messages")
+        return MailboxFull(f"{self.name} is busy: {refused.message}")
+
+    def _dropped(self) -> MailboxFull:
+        return MailboxFull(f"{self.name} dropped the message: its mailbox is full")
+
+    def _announce(self, envelope: Envelope) -> None:
+        envelope.sent_at = self.runtime.now()
+        if MessageSent in self.bus:
+            self.bus.publish(MessageSent(envelope.sender, self.name, envelope.message, envelope.reply_to is not None))
+
+    def tell(self, message: Any) -> None:
+        """Send without waiting for an answer. Raises ActorDead, MailboxFull or QuotaExceeded."""
+        # As post() does it, in one piece: this is the shortest way there is, and half of it would be calls.
+        here = handled()
+        if here is None:
+            envelope = Envelope(message, None, "", None, 0.0, self)
+        else:
+            envelope = Envelope(message, None, here.receiver.name, here.scope, 0.0, self)
+            if here.scope is not None and here.scope.meter is not None:
+                here.scope.meter.charge(messages=1)
+        if self.bus.timed:
+            self._announce(envelope)
+        try:
+            displaced = self.mailbox.put(envelope)
+        except (Closed, MailboxFull) as refused:
+            raise self._refusal(refused) from None
+        if displaced is not None:
+            self.discard(displaced, "overflow", self._dropped())
+
+    def tell_detached(self, message: Any) -> None:
+        """The same, but the message does not belong to the request being handled."""
+        here = handled()
+        self.post(Envelope(message, None, "" if here is None else here.receiver.name))
 
     async def send(self, message: Any) -> None:
         """Send without waiting for an answer, but wait for room where the policy is ``wait``."""
-        envelope = Envelope(message, None, sender(), current_scope(), self.runtime.now())
-        if self.spec.overflow != "wait":
+        envelope = _envelope(message)
+        if self.spec.overflow != "wait" or not self.full:
             self.post(envelope)
             return
-        admitted: Future[None] = Future()
-        self.post(envelope, park=lambda: admitted.set(None))
-        if admitted.done():
-            return
         # Waiting for room is waiting: it has a deadline, and a circle of it is an error.
-        admitted.bind(self, Scope(envelope.scope, deadline=self.runtime.now() + ASK_TIMEOUT), inside=True)
+        admitted: Future[None] = Future()
+        admitted.bind(self, envelope.scope, self.now() + ASK_TIMEOUT, True)
+        self.runtime.deadlines.add(admitted, ASK_TIMEOUT)
+        self.post_parked(envelope, lambda: admitted.set(None))
         try:
             await admitted
         except BaseException:
             self.mailbox.withdraw(envelope)
             raise
 
-    def ask(self, message: Any, *, timeout: float | None = None, future: Future[Any] | None = None) -> Future[Any]:
+    def ask(
+        self,
+        message: Any,
+        timeout: float | None = None,
+        future: Future[Any] | None = None,
+        budget: Budget | None = None,
+    ) -> Future[Any]:
         """Send and get the future of the answer. Never raises: what goes wrong is the future's answer."""
-        future = future or Future()
+        if future is None:
+            future = Future()
+        here = handled()
         now = self.runtime.now()
-        delivery = current.get()
-        parent = None if delivery is None else delivery.envelope.scope
-        sink = future if isinstance(future, Stream) else None
-        trace_id = self.runtime.new_trace_id() if parent is None else ""
-        if timeout is None:
-            # Within a request its deadline is the limit: a second, shorter one would surprise whoever set the first.
-            timeout = ASK_TIMEOUT if parent is None or parent.deadline == math.inf else math.inf
-        scope = Scope(parent, deadline=now + timeout, trace_id=trace_id, sink=sink)
-        future.bind(self, scope, inside=delivery is not None)
-        if scope.reason is None:
-            envelope = Envelope(message, future, sender(), scope, now)
-            park = _admitted if self.spec.overflow == "wait" else None
+        if here is None:
+            sender = ""
+            remaining = ASK_TIMEOUT if timeout is None else timeout
+            future.bind(self, None, now + remaining)
+            future._trace = self.runtime.new_trace_id
+        else:
+            sender = here.receiver.name
+            scope = here.scope
+            if timeout is not None:
+                remaining = timeout
+            elif scope is None or scope.deadline == math.inf:
+                remaining = ASK_TIMEOUT
+            else:  # a second, shorter one would surprise whoever set the first
+                remaining = scope.deadline - now
+            future.bind(self, scope, now + remaining, True)
+        if future._outcome is None:
+            envelope = Envelope(message, future, sender, future, 0.0, self)
             try:
-                self.post(envelope, park=park)
-                if park is not None:
-                    scope.on_cancel(lambda _: self.mailbox.withdraw(envelope))
-            except (MailboxFull, AgentUnavailable) as refused:
+                if budget is not None or future.meter is not None:
+                    self._charge(future, budget)
+                if self.mailbox.overflow == "wait" and self.mailbox.full:
+                    self.post_parked(envelope)
+                    future.on_cancel(lambda _: self.mailbox.withdraw(envelope))
+                else:
+                    self.post(envelope)
+            except GramiError as refused:
                 future.fail(refused)
+            else:
+                self.runtime.deadlines.add(future, remaining)
         return future
+
+    @staticmethod
+    def _charge(future: Future[Any], budget: Budget | None) -> None:
+        meter: Any = future.meter
+        if budget is not None:
+            future.meter = meter = Meter(budget, meter, on_exhausted=future.cancel)
+        meter.check_depth(future.depth)
+        meter.charge(messages=1)
 
     def discard(self, envelope: Envelope, reason: str, error: GramiError) -> None:
         """End a message that will not be handled: fail its ask, or make it a dead letter."""
         reply_to = envelope.reply_to
-        if reply_to is not None and reply_to.fail(error):
-            return
-        if reply_to is None:
+        if reply_to is not None:
+            reply_to.fail(error)
+        elif type(envelope.message) not in _SIGNALS:
             self.bury(envelope, reason)
 
-    def bury(self, envelope: Envelope, reason: str) -> None:
+    def bury(self, envelope: Envelope, reason: str, details: str = "") -> None:
         """Publish a dead letter."""
-        if DeadLetter in self.runtime.bus:
-            self.runtime.bus.publish(DeadLetter(self.name, envelope.sender, envelope.message, reason))
+        if DeadLetter in self.bus:
+            self.bus.publish(DeadLetter(self.name, envelope.sender, envelope.message, reason, details))
+
+    # --- watching ---
+
+    def watch(self, key: Any, tell: Callable[[Terminated], object]) -> None:
+        """Have ``tell`` called once when the actor is gone. Twice with one key is once. On the home loop."""
+        if self.state == "stopped":
+            tell(Terminated(self.name, "unknown"))
+            return
+        if self.watchers is None:
+            self.watchers = {}
+        self.watchers.setdefault(key, tell)
+
+    def unwatch(self, key: Any) -> None:
+        """Take it back."""
+        if self.watchers is not None:
+            self.watchers.pop(key, None)
+
+    def terminated(self, reason: str) -> None:
+        """Tell the watchers."""
+        watchers, self.watchers = self.watchers, None
+        for tell in (watchers or {}).values():
+            tell(Terminated(self.name, reason))
 
     # --- handling, on the lane ---
 
-    def handle(self, envelope: Envelope) -> Coroutine[Any, Any, None] | None:
-        """Handle one message. Returns what is left to be awaited if the handler is a coroutine."""
-        now = self.runtime.now()
+    def admits(self, envelope: Envelope, scope: Scope, now: float) -> bool:
+        """Whether a message is still to be handled; what is cancelled or expired is ended here."""
+        if scope.reason is not None:
+            self.discard(envelope, "cancelled", scope.reason)
+            return False
+        if scope.deadline <= now:
+            late = DeadlineExceeded(f"the deadline passed while the message waited for {self.name}")
+            self.discard(envelope, "expired", late)
+            return False
+        if scope.sink is not None:
+            scope.sink.started(self.name)
+        return True
+
+    def handle(self, envelope: Envelope, now: float) -> Coroutine[Any, Any, None] | None:
+        """Handle one message. Returns what is left to be awaited if the handler is a coroutine.
+
+        Args:
+            envelope: the message.
+            now: seconds on the system's clock.
+        """
         scope = envelope.scope
         if scope is not None:
-            if scope.reason is not None:
-                self.discard(envelope, "cancelled", scope.reason)
+            special = scope.reason is not None or scope.deadline <= now or scope.sink is not None
+            if special and not self.admits(envelope, scope, now):
                 return None
-            if scope.deadline <= now:
-                late = DeadlineExceeded(f"the deadline passed while the message waited for {self.name}")
-                self.discard(envelope, "expired", late)
-                return None
-            if scope.sink is not None:
-                scope.sink.started(self.name)
-        delivery = Delivery(self, envelope, now, self.actor)
-        token = current.set(delivery)
+        if envelope.receiver is not self:
+            envelope.receiver = self
+        self.at_work = envelope
+        if self.bus.timed:
+            envelope.taken_at = now
+        current.set(envelope)
+        message = envelope.message
+        actor = self.actor
         try:
-            result = self.actor._handle_receive(envelope.message)
+            result = actor._handle_control(message) if message.__class__ in CONTROL else actor.on_receive(message)
         except BaseException as error:  # noqa: BLE001 - S15: nothing leaves the cell
-            self.finish(delivery, None, error)
+            self.fail(envelope, error, actor)
             return None
-        finally:
-            current.reset(token)
-        if hasattr(type(result), "__await__"):  # several times cheaper than inspect.isawaitable
-            return self._drive(delivery, result)
-        self.finish(delivery, result, None)
+        # Several times cheaper than inspect.isawaitable.
+        if result is not None and hasattr(result.__class__, "__await__"):
+            return self.drive(envelope, result, actor)
+        self.at_work = None
+        if self.bus.timed:
+            self._report(envelope, result, None)
+        reply_to = envelope.reply_to
+        if reply_to is not None and not reply_to.set_result(result):
+            self.bury(envelope, "late_reply")
         return None
 
-    async def _drive(self, delivery: Delivery, result: Awaitable[Any]) -> None:
-        current.set(delivery)
-        scope = delivery.envelope.scope
-        interrupt = interrupter() if scope is not None else None
+    async def drive(self, envelope: Envelope, result: Awaitable[Any], actor: Any) -> None:
+        """Await what a handler of this instance returned, and finish its message."""
+        current.set(envelope)
+        self.at_work = envelope
+        scope = envelope.scope
+        interrupt = None
         try:
-            if scope is not None and interrupt is not None:
+            if scope is not None:
+                interrupt = Interrupt()
                 scope.on_cancel(interrupt)
             value = await result
         except BaseException as error:  # noqa: BLE001 - S15: nothing leaves the cell
-            self.finish(delivery, None, error)
+            self.fail(envelope, error, actor)
         else:
-            self.finish(delivery, value, None)
+            self.succeed(envelope, value)
         finally:
             if scope is not None and interrupt is not None:
                 scope.forget(interrupt)
 
-    def finish(self, delivery: Delivery, value: Any, error: BaseException | None) -> None:
-        """Answer, report, and tell the supervisor if the actor failed. Exactly once per delivery."""
-        delivery.active = False
-        envelope = delivery.envelope
-        failure = None
-        if error is not None:
-            error, failure = self._judge(envelope, error)
-        if MessageHandled in self.runtime.bus:
-            self._report(delivery, value, error)
+    def succeed(self, envelope: Envelope, value: Any) -> None:
+        """The handler returned: answer."""
+        if self.at_work is envelope:
+            self.at_work = None
+        if self.bus.timed:
+            self._report(envelope, value, None)
         reply_to = envelope.reply_to
-        if reply_to is not None:
-            awaited = reply_to.set_result(value) if error is None else reply_to.fail(error)
-            if not awaited and error is None:
-                self.bury(envelope, "late_reply")
-        elif error is not None and failure is None:
-            self.bury(envelope, "rejected")
+        if reply_to is not None and not reply_to.set_result(value):
+            self.bury(envelope, "late_reply")
+
+    def fail(self, envelope: Envelope, error: BaseException, actor: Any) -> None:
+        """The handler of this instance raised: answer, and tell the supervisor if the actor failed."""
+        if self.at_work is envelope:
+            self.at_work = None
+        answer, failure = self._judge(envelope, error)
+        if isinstance(answer, ActorDead) and answer is not error and ActorFailed in self.bus:
+            self.bus.publish(ActorFailed(self.name, describe(error), details(error)))  # nobody else would tell
         # With concurrency an instance that was replaced may still have handlers at work: they count no more.
-        if failure is not None and delivery.actor is self.actor:
+        counts = failure is not None and actor is self.actor
+        if self.bus.timed:
+            self._report(envelope, None, answer)
+        if failure is not None and self.spec.restart.redeliver:
+            envelope.failures += 1
+            if envelope.failures == 1 and counts and self._redeliver(envelope, failure):
+                return
+            self.bury(envelope, "poison", details(failure))
+        elif envelope.reply_to is None and failure is None:
+            self.bury(envelope, "rejected")
+        if envelope.reply_to is not None:
+            envelope.reply_to.fail(answer)
+        if counts and failure is not None:
             self.runtime.failed(self, failure)
+
+    def _redeliver(self, envelope: Envelope, failure: BaseException) -> bool:
+        """Put a message back in front for the next instance."""
+        self.lane.pause(self)  # before the message is there to be taken
+        self.runtime.failed(self, failure)
+        try:
+            self.mailbox.put_first(envelope)
+        except Closed:
+            return False
+        return True
 
     def _judge(self, envelope: Envelope, error: BaseException) -> tuple[BaseException, BaseException | None]:
         """What the caller is answered, and what the supervisor is told."""
@@ -414,87 +452,28 @@ class Cell:
         crash = AgentCrashed(f"{self.name} died with the message in hand ({describe(error)}); the outcome is unknown")
         return crash, error
 
-    def _report(self, delivery: Delivery, value: Any, error: BaseException | None) -> None:
-        envelope = delivery.envelope
+    def _report(self, envelope: Envelope, value: Any, error: BaseException | None) -> None:
+        if MessageHandled not in self.bus:
+            return
         outcome = "ok" if error is None else str(getattr(error, "error_code", "AGENT_EXECUTION_FAILED"))
-        self.runtime.bus.publish(
+        self.bus.publish(
             MessageHandled(
                 actor=self.name,
                 sender=envelope.sender,
                 message=envelope.message,
-                queue_wait=delivery.started_at - envelope.sent_at,
-                duration=self.runtime.now() - delivery.started_at,
+                queue_wait=envelope.taken_at - envelope.sent_at if envelope.sent_at else 0.0,
+                duration=self.runtime.now() - envelope.taken_at if envelope.taken_at else 0.0,
                 outcome=outcome,
                 result=value,
             )
         )
 
 
-def _admitted() -> None:
-    """A parked ask needs no word: its answer is the word."""
-
-
-class Ref(pykka.ActorRef[A]):
-    """A handle on an actor: send to it, ask it, stop it. Stays valid when the actor is restarted.
-
-    It is a Pykka ``ActorRef``; what differs: an ask has a deadline (30 s unless given), a blocking ask on an
-    event loop's thread raises at once, and ``ask(..., block=False)`` gives a future that can be awaited.
-    """
-
-    def __init__(self, cell: Cell) -> None:
-        self._cell = cell
-        self.actor_class = cell.spec.kind
-        self.actor_urn = cell.urn
-        self.actor_inbox = cell.mailbox  # type: ignore[assignment]
-        self.actor_stopped = _Stopped(cell)  # type: ignore[assignment]
-
-    @property
-    def name(self) -> str:
-        """The actor's name in its system."""
-        return self._cell.name
-
-    def __str__(self) -> str:
-        return f"{self._cell.name} ({self.actor_urn})"
-
-    def tell(self, message: Any) -> None:
-        """Send without waiting for an answer.
-
-        Raises:
-            ActorDead: the actor is stopped (a ``pykka.ActorDeadError``).
-            MailboxFull: its mailbox is full and refuses.
-        """
-        self._cell.tell(message)
-
-    def ask(self, message: Any, *, block: bool = True, timeout: float | None = None) -> Any:
-        """Send and wait for the answer.
-
-        Args:
-            message: the message.
-            block: wait here (ordinary threads only), or return a future at once.
-            timeout: the deadline in seconds from now; 30 if not given; never later than the deadline of the
-                request being handled.
-
-        Raises:
-            WouldDeadlock: a blocking ask on the thread of a running event loop.
-            DeadlineExceeded: no answer in time; the outcome is unknown (a ``pykka.Timeout``).
-            ActorDead: the actor is stopped (a ``pykka.ActorDeadError``).
-            Exception: what the actor raised.
-        """
-        if block and asyncio._get_running_loop() is not None:
-            raise WouldDeadlock("a blocking ask on an event loop's thread would stop it; use block=False and await")
-        future = self._cell.ask(message, timeout=timeout)
-        return future.get() if block else future
-
-    def stop(self, *, block: bool = True, timeout: float | None = None) -> Any:
-        """Stop the actor after the message in hand; what is queued becomes dead letters.
-
-        Returns:
-            whether this call stopped it (``False``: it was dead), or with ``block=False`` the future of that.
-
-        Raises:
-            WouldDeadlock: a blocking stop on the thread of a running event loop.
-        """
-        if block and asyncio._get_running_loop() is not None:
-            raise WouldDeadlock("a blocking stop on an event loop's thread would stop it; use block=False and await")
-        future = self._cell.runtime.stop_soon(self._cell)
-        return future.get(timeout=timeout) if block else future
+def _envelope(message: Any) -> Envelope:
+    """A message without an answer, from whoever is at work here."""
+    here = handled()
+    if here is None:
+        return Envelope(message)
+    if here.scope is not None and here.scope.meter is not None:
+        here.scope.meter.charge(messages=1)
+    return Envelope(message, None, here.receiver.name, here.scope)

@@ -1,4 +1,4 @@
-"""The command line: serve a swarm, send to it, play scenarios, look inside. Floor 12."""
+"""The command line: serve a swarm, send to it, play scenarios, look inside. Floor 15."""
 
 from __future__ import annotations
 

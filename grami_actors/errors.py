@@ -12,6 +12,8 @@ The tree::
     ├── ToolExecutionFailed         the tool raised
     ├── ToolTimeout                 the tool's own time limit passed
     ├── UpstreamError               a service behind a tool or model failed
+    │   └── RateLimited             it takes no more calls for a while
+    ├── QuotaExceeded               the request has spent its budget
     ├── DeadlineExceeded            the request's deadline passed; its outcome is unknown
     ├── Cancelled                   the request was cancelled
     ├── MailboxFull                 the mailbox's bound is reached
@@ -32,6 +34,7 @@ stands in the server's log.
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 
 class ErrorCode(StrEnum):
@@ -179,6 +182,29 @@ class UpstreamError(GramiError):
     error_code = ErrorCode.UPSTREAM_ERROR
 
 
+class RateLimited(UpstreamError):
+    """A service behind a tool or model takes no more calls for a while (HTTP 429).
+
+    Args:
+        message: the text for a person.
+        retry_after: seconds until it takes calls again.
+        details: as for every error.
+    """
+
+    error_code = ErrorCode.UPSTREAM_RATE_LIMITED
+
+    def __init__(self, message: str = "", *, retry_after: float | None = None, **details: Any) -> None:
+        super().__init__(message, **details)
+        if retry_after is not None:
+            self.retry_after_ms = round(retry_after * 1000)
+
+
+class QuotaExceeded(GramiError):
+    """A limit of the request's budget is crossed; the request is ended."""
+
+    error_code = ErrorCode.QUOTA_EXCEEDED
+
+
 class DeadlineExceeded(GramiError):
     """The deadline passed before the answer came; the outcome is unknown, not a failure."""
 
@@ -259,6 +285,8 @@ _BY_CODE: dict[str, type[GramiError]] = {
         ToolExecutionFailed,
         ToolTimeout,
         UpstreamError,
+        RateLimited,
+        QuotaExceeded,
         DeadlineExceeded,
         Cancelled,
         MailboxFull,

@@ -1,8 +1,9 @@
 """Answers that are still to come: what an ask returns. Floor 4.
 
 A :class:`Future` is a Pykka future that can also be awaited on any event loop, settles exactly once, and
-never blocks a loop: ``get()`` on a loop's thread raises at once. While an actor's handler waits for one,
-the wait-for graph has an edge, so a circle of actors that wait for each other is an error, not a hang.
+never blocks a loop: ``get()`` on a loop's thread raises at once. It is also the scope of what was asked for: whatever
+the other's handler causes is its child, and ends with it. While an actor's handler waits for one, the wait-for graph
+has an edge, so a circle of actors that wait for each other is an error, not a hang.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import pykka
 
@@ -47,68 +48,56 @@ class Party(Protocol):
     """What the wait-for graph needs to know of an actor."""
 
     name: str
+    lane: Any
     concurrency: int
-    waits: dict[Waiting, Party]
+    at_work: Envelope | None
+    waits: dict[Future[Any], Envelope]
 
     def now(self) -> float:
         """Seconds on the system's clock."""
 
 
-class Delivery:
-    """One message in the hands of one handler; the current one is what ``ask`` and ``emit`` inherit from."""
+current: ContextVar[Envelope | None] = ContextVar("grami_envelope", default=None)
+"""The message being handled here; what its handler sends inherits from it."""
 
-    __slots__ = ("active", "actor", "cell", "envelope", "started_at")
-
-    def __init__(self, cell: Party, envelope: Envelope, started_at: float, actor: object = None) -> None:
-        self.cell = cell
-        self.envelope = envelope
-        self.started_at = started_at
-        self.actor = actor
-        self.active = True
-
-
-current: ContextVar[Delivery | None] = ContextVar("grami_delivery", default=None)
+handled = current.get
+"""The message being handled here, or ``None``."""
 
 
 def current_scope() -> Scope | None:
     """The scope of the message being handled here; ``None`` outside of handlers."""
-    delivery = current.get()
-    return None if delivery is None else delivery.envelope.scope
+    here = handled()
+    return None if here is None else here.scope
 
 
-def sender() -> str:
-    """The name of the actor whose handler runs here; empty outside of handlers."""
-    delivery = current.get()
-    return "" if delivery is None else delivery.cell.name
-
-
-class Future(pykka.Future[T]):
-    """The answer to one ask.
+class Future(Scope, pykka.Future[T]):
+    """The answer to one ask, and the scope of what is done for it.
 
     ``await`` it in async code, or call :meth:`get` in an ordinary thread. Differs from Pykka's own futures
     in that setting it twice keeps the first value, and in that the ask's deadline ends every wait.
     """
 
+    # Pykka's map, join and filter create futures without arguments; all that is not set is a value of the class.
+    __init__ = object.__init__
+
+    _outcome: tuple[T | None, BaseException | None] | None = None
+    _waiters: list[asyncio.Future[None] | Callable[[], None]] | None = None
+    _target: Party | None = None
+    _inside: bool = False
+    _sources: tuple[Any, ...] = ()
     _get_hook = None
+    _get_hook_result: Any = pykka.Future()._get_hook_result  # Pykka compares its type
 
-    def __init__(self) -> None:  # Pykka's map, join and filter create futures without arguments.
-        self._lock = threading.Lock()
-        self._outcome: tuple[T | None, BaseException | None] | None = None
-        self._waiters: list[Callable[[], None]] | None = None
-        self._get_hook_result = _UNSET
-        self._scope: Scope | None = None
-        self._target: Party | None = None
-        self._inside = False
-        self._sources: tuple[Any, ...] = ()
-
-    def bind(self, target: Party, scope: Scope, *, inside: bool) -> None:
-        """Say who is asked. ``inside``: an actor asks, so a foreign exception is wrapped as a GramiError."""
+    def bind(self, target: Party, parent: Scope | None, deadline: float, inside: bool = False) -> None:  # noqa: FBT001, FBT002 - by keyword it costs more
+        """Say who is asked, for which request. ``inside``: an actor asks, so foreign exceptions are wrapped."""
         self._target = target
-        self._scope = scope
-        self._inside = inside
-        scope.on_cancel(self._on_cancel)
+        if inside:
+            self._inside = True
+        self.attach(parent, deadline)
+        if self.reason is not None:  # the request was over before this ask
+            self._settle(None, self.reason)
 
-    def _on_cancel(self, reason: GramiError) -> None:
+    def _end(self, reason: GramiError) -> None:
         self._settle(None, reason)
 
     # --- the answering side ---
@@ -119,10 +108,14 @@ class Future(pykka.Future[T]):
                 return False
             self._outcome = (value, error)
             waiters, self._waiters = self._waiters, None
-        if self._scope is not None:
-            self._scope.close()
-        for wake in waiters or ():
-            wake()
+            if self._callbacks is not None:
+                self._callbacks = None
+            parent = self.parent
+            if parent is not None and parent._children is not None:
+                parent._children.discard(self)
+        if waiters is not None:
+            for waiter in waiters:
+                _wake(waiter)
         return True
 
     def set_result(self, value: T | None) -> bool:
@@ -150,6 +143,14 @@ class Future(pykka.Future[T]):
             return all(not isinstance(source, Future) or source.done() for source in self._sources)
         return self._outcome is not None
 
+    def error(self) -> BaseException | None:
+        """What the answer is, if it is an error; ``None`` while there is none."""
+        return None if self._outcome is None else self._outcome[1]
+
+    def value(self) -> T | None:
+        """The answer, if it is there and no error."""
+        return None if self._outcome is None else self._outcome[0]
+
     def cancel(self, reason: GramiError | None = None) -> bool:
         """Give up waiting, and cancel what the ask started; ``False`` if the answer is already there."""
         reason = reason or Cancelled("the caller stopped waiting")
@@ -158,8 +159,7 @@ class Future(pykka.Future[T]):
             return any(cancelled)
         if self._outcome is not None:
             return False
-        if self._scope is not None:
-            self._scope.cancel(reason)  # settles this future too, by its callback
+        super().cancel(reason)  # settles this future too
         self._settle(None, reason)  # unless the scope was being cancelled already, and has not come to it
         return self._outcome is not None and self._outcome[1] is reason
 
@@ -177,11 +177,12 @@ class Future(pykka.Future[T]):
 
     def _remaining(self) -> float | None:
         """Seconds until the deadline; ``None`` without one."""
-        if self._scope is None or self._target is None or self._scope.deadline == math.inf:
+        if self._target is None or self.deadline == math.inf:
             return None
-        return max(0.0, self._scope.deadline - self._target.now())
+        return max(0.0, self.deadline - self._target.now())
 
-    def _expire(self) -> None:
+    def expire(self) -> None:
+        """The deadline passed."""
         self.cancel(AskTimeout(f"{self._who()} did not answer before the deadline; the outcome is unknown"))
 
     def get(self, *, timeout: float | None = None) -> T:
@@ -209,37 +210,54 @@ class Future(pykka.Future[T]):
         if not self._add_waiter(arrived.set):
             return
         remaining = self._remaining()
+        here = self._begin_waiting()
         try:
-            with _waiting_for(self._target):
-                if remaining is None or (timeout is not None and timeout < remaining):
-                    if not arrived.wait(timeout):
-                        raise pykka.Timeout(f"{timeout} seconds")
-                elif not arrived.wait(remaining):
-                    self._expire()
-        except AskCycle:
-            self.cancel()  # as await does: the message must not be handled later, with nobody waiting
-            raise
+            if remaining is None or (timeout is not None and timeout < remaining):
+                if not arrived.wait(timeout):
+                    raise pykka.Timeout(f"{timeout} seconds")
+            elif not arrived.wait(remaining):
+                self.expire()
         finally:
+            self._end_waiting(here)
             self._remove_waiter(arrived.set)
 
-    def _add_waiter(self, wake: Callable[[], None]) -> bool:
-        """Have ``wake`` called when the answer comes; ``False`` if it is there."""
+    def _add_waiter(self, waiter: asyncio.Future[None] | Callable[[], None]) -> bool:
+        """Have ``waiter`` called, or settled, when the answer comes; ``False`` if it is there."""
         with self._lock:
             if self._outcome is not None:
                 return False
-            self._waiters = [*(self._waiters or ()), wake]
+            if self._waiters is None:
+                self._waiters = [waiter]
+            else:
+                self._waiters.append(waiter)
             return True
 
-    def _remove_waiter(self, wake: Callable[[], None]) -> None:
+    def _remove_waiter(self, waiter: asyncio.Future[None] | Callable[[], None]) -> None:
         with self._lock:
             if self._waiters is not None:
-                self._waiters = [each for each in self._waiters if each != wake]
+                self._waiters = [each for each in self._waiters if each != waiter]
+
+    def on_done(self, callback: Callable[[], None]) -> None:
+        """Call back when the answer is there, from the thread that brings it; at once if it is."""
+        if not self._add_waiter(callback):
+            callback()
 
     def __await__(self) -> Generator[Any, None, T]:
         if self._get_hook is not None:
             return (yield from self._evaluate().__await__())
+        if self._outcome is None and self._target is not None:
+            self._target.lane.lend(self)
         if self._outcome is None:
-            yield from self._wait().__await__()
+            arrived: asyncio.Future[None] = asyncio.Future(loop=asyncio.get_running_loop())
+            if self._add_waiter(arrived):
+                here = self._begin_waiting()
+                try:
+                    yield from arrived
+                except BaseException:
+                    self.cancel()
+                    raise
+                finally:
+                    self._end_waiting(here)
         return self._result()
 
     __iter__ = __await__
@@ -256,7 +274,7 @@ class Future(pykka.Future[T]):
         return await asyncio.get_running_loop().run_in_executor(None, super().get)  # a hook of a user's may block
 
     def _derived(self, future: Any, *others: Any) -> Any:
-        future._sources = (self, *others)  # noqa: SLF001 - it was made a line ago
+        future._sources = (self, *others)
         return future
 
     def map(self, func: Callable[[T], Any]) -> Any:
@@ -275,33 +293,33 @@ class Future(pykka.Future[T]):
         """Pykka's ``join``; its result can be awaited too."""
         return self._derived(super().join(*futures), *futures)
 
-    async def _wait(self) -> None:
-        loop = asyncio.get_running_loop()
-        arrived: asyncio.Future[None] = loop.create_future()
+    # --- the wait-for graph ---
 
-        def wake() -> None:
-            if asyncio._get_running_loop() is loop:
-                _release(arrived)
-            else:
-                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                    loop.call_soon_threadsafe(_release, arrived)
+    def _begin_waiting(self) -> Envelope | None:
+        """Add an edge if waiting here holds an actor up; returns what is to be handed to ``_end_waiting``.
 
-        if not self._add_waiter(wake):
-            return
-        remaining = self._remaining()
-        timer = None if remaining is None else loop.call_later(remaining, self._expire)
-        try:
-            with _waiting_for(self._target):
-                await arrived
-        except BaseException:
-            self.cancel()
-            raise
-        finally:
-            if timer is not None:
-                timer.cancel()
+        Only an actor that handles one message at a time is held up, and only while that handler is still at
+        work. The edge is added before the search, so of two actors that close a circle at the same time on
+        two threads at least one sees it.
+        """
+        here = handled()
+        target = self._target
+        if here is None or target is None:
+            return None
+        cell: Party = here.receiver
+        if cell.concurrency > 1 or cell.at_work is not here:
+            return None
+        cell.waits[self] = here
+        if target.waits or target is cell:
+            circle = _path(target, cell)
+            if circle is not None:
+                names = " -> ".join(party.name for party in (cell, *circle))
+                self.cancel(AskCycle(f"these actors wait for each other in a circle: {names}"))
+        return here
 
-
-_UNSET: Any = pykka.Future()._get_hook_result  # Pykka compares its type
+    def _end_waiting(self, here: Envelope | None) -> None:
+        if here is not None:
+            here.receiver.waits.pop(self, None)
 
 
 class Stream(Future[T]):
@@ -311,18 +329,22 @@ class Stream(Future[T]):
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self._chunks: deque[Any] = deque()
         self._arrived: Callable[[], None] | None = None
         self._unread = False
+
+    def attach(self, parent: Scope | None, deadline: float) -> None:
+        """Become a child of ``parent``; what is emitted below comes here."""
+        super().attach(parent, deadline)
+        self.sink = self
 
     def started(self, source: str) -> None:
         """The sink's part: nothing to tell."""
 
     def progress(self, fraction: float, message: str) -> None:
         """The sink's part: progress goes to the client that asked, not to the asking agent."""
-        if self._scope is not None and self._scope.parent is not None and self._scope.parent.sink is not None:
-            self._scope.parent.sink.progress(fraction, message)
+        if self.parent is not None and self.parent.sink is not None:
+            self.parent.sink.progress(fraction, message)
 
     def emit(self, data: Any) -> None:
         """The sink's part: add one chunk, from any thread."""
@@ -351,8 +373,6 @@ class Stream(Future[T]):
 
         self._arrived = wake
         self._add_waiter(wake)
-        remaining = self._remaining()
-        timer = None if remaining is None else loop.call_later(remaining, self._expire)
         try:
             ended = False
             while not ended:
@@ -361,59 +381,15 @@ class Stream(Future[T]):
                 while self._chunks:
                     yield self._chunks.popleft()
                 if not ended:
-                    with _waiting_for(self._target):
+                    here = self._begin_waiting()
+                    try:
                         await more.wait()
+                    finally:
+                        self._end_waiting(here)
                     more.clear()
         finally:
-            if timer is not None:
-                timer.cancel()
             self.cancel()
         self._result()
-
-
-class Waiting:
-    """An edge of the wait-for graph: this delivery's handler waits for that actor's answer."""
-
-    __slots__ = ("delivery",)
-
-    def __init__(self, delivery: Delivery) -> None:
-        self.delivery = delivery
-
-
-class _waiting_for:  # noqa: N801 - reads as a statement
-    """Hold an edge of the wait-for graph while a handler waits.
-
-    Only an actor that handles one message at a time is blocked by waiting, and only while that handler is
-    still at work. The edge is added before the search, so of two actors that close a circle at the same
-    time on two threads at least one sees it.
-    """
-
-    __slots__ = ("_edge", "_target")
-
-    def __init__(self, target: Party | None) -> None:
-        delivery = current.get()
-        self._target = target
-        blocked = delivery is not None and delivery.active and delivery.cell.concurrency == 1
-        self._edge = Waiting(delivery) if delivery is not None and target is not None and blocked else None
-
-    def __enter__(self) -> Self:
-        if self._edge is not None and self._target is not None:
-            cell = self._edge.delivery.cell
-            cell.waits[self._edge] = self._target
-            if self._target.waits or self._target is cell:
-                self._refuse_cycle(cell, self._target)
-        return self
-
-    def _refuse_cycle(self, cell: Party, target: Party) -> None:
-        circle = _path(target, cell)
-        if circle is not None:
-            self.__exit__()
-            names = " -> ".join(party.name for party in (cell, *circle))
-            raise AskCycle(f"these actors wait for each other in a circle: {names}")
-
-    def __exit__(self, *_: object) -> None:
-        if self._edge is not None:
-            self._edge.delivery.cell.waits.pop(self._edge, None)
 
 
 def _path(start: Party, goal: Party) -> list[Party] | None:
@@ -424,11 +400,24 @@ def _path(start: Party, goal: Party) -> list[Party] | None:
         trail = trails.pop()
         if trail[-1] is goal:
             return trail
-        for edge, party in tuple(trail[-1].waits.items()):
-            if edge.delivery.active and id(party) not in seen:
+        for future, envelope in tuple(trail[-1].waits.items()):
+            party = future._target
+            if party is not None and trail[-1].at_work is envelope and id(party) not in seen:
                 seen.add(id(party))
                 trails.append([*trail, party])
     return None
+
+
+def _wake(waiter: asyncio.Future[None] | Callable[[], None]) -> None:
+    if isinstance(waiter, asyncio.Future):
+        loop = waiter.get_loop()
+        if asyncio._get_running_loop() is loop:
+            _release(waiter)
+        else:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(_release, waiter)
+    else:
+        waiter()
 
 
 def _release(arrived: asyncio.Future[None]) -> None:
@@ -436,20 +425,36 @@ def _release(arrived: asyncio.Future[None]) -> None:
         arrived.set_result(None)
 
 
-def interrupter() -> Callable[[GramiError], None]:
-    """A function that cancels the task it was made in, from any thread."""
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+class Interrupt:
+    """Cancels the task it was made in, from any thread; a callback of a scope."""
 
-    def interrupt(_: GramiError) -> None:
+    __slots__ = ("_task",)
+
+    def __init__(self) -> None:
+        self._task = asyncio.current_task()
+
+    def __call__(self, _: GramiError) -> None:
+        """Cancel it, if it still runs."""
+        task = self._task
         if task is None:
             return
+        loop = task.get_loop()
         if asyncio._get_running_loop() is loop:
             task.cancel()
         else:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nothing is left to cancel
                 loop.call_soon_threadsafe(task.cancel)
 
-    return interrupt
+
+EAGER = sys.version_info >= (3, 12)
+"""Whether a task can take its first step at once: a coroutine that waits for nothing then costs no turn of the loop."""
+
+
+def begin(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """A task whose first step is taken here and now, where the interpreter can do that."""
+    if EAGER:
+        return asyncio.Task(work, loop=loop, eager_start=True)  # type: ignore[call-arg, unused-ignore]
+    return loop.create_task(work)
 
 
 def only_answer(group: BaseExceptionGroup[BaseException]) -> GramiError | None:

@@ -1,25 +1,32 @@
-"""The mailbox: bounded, closable, one lock. Floor 3.
+"""The mailbox: bounded, closable, and without a lock where messages come and go. Floor 3.
 
-Rule 1: ``put`` and ``close`` share one lock, so a message is either taken or refused, never lost between.
-Rule 2: nothing waits in here. ``put`` refuses or displaces; a sender that may wait is *parked* in order
+Rule 1: a message is either taken or refused, never lost between. ``put`` appends and *then* looks whether the
+        mailbox is still open; if it is not, either ``close`` found the message or ``put`` takes it back.
+Rule 2: an idle mailbox is woken. ``take`` says that it is idle and *then* looks for mail once more; ``put`` appends
+        and then looks whether it is idle. One of the two sees the other.
+Rule 3: nothing waits in here. ``put`` refuses or displaces; a sender that may wait is *parked* in order
         behind the full queue and admitted when there is room.
-Rule 3: the mailbox does not know its actor. It calls ``wake()`` when the first message arrives in an idle
+Rule 4: the mailbox does not know its actor. It calls ``wake()`` when the first message arrives in an idle
         mailbox, and hands refused or displaced envelopes back to whoever put them.
+
+Both of the first rules need nothing but that a deque appends and pops atomically. A lock would cost a third of a
+message; it is held only where more than one thing changes: parking, displacing, closing. Threads that put at the
+same instant may each overshoot the bound by one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable
-from typing import Literal, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Literal
 
 import msgspec
 
 from grami_actors.errors import AgentUnavailable, MailboxFull
 from grami_actors.messages import Envelope
 
-T = TypeVar("T")
 Overflow = Literal["reject", "wait", "drop_oldest", "drop_newest"]
 """What a full mailbox does with one message more.
 
@@ -44,7 +51,7 @@ class Closed(AgentUnavailable):
 
 
 class Mailbox:
-    """A first-in-first-out queue of envelopes with a bound.
+    """A first-in-first-out queue of envelopes with a bound, and a second queue that goes first.
 
     Args:
         wake: called without the lock held, from the thread of the sender, when an idle mailbox gets mail.
@@ -54,16 +61,18 @@ class Mailbox:
     """
 
     __slots__ = (
+        "_closed",
         "_eager",
         "_lock",
         "_open",
-        "_parked",
         "_peak",
         "_queue",
         "_scheduled",
         "_wake",
         "capacity",
+        "first",
         "overflow",
+        "parked",
     )
 
     def __init__(
@@ -82,21 +91,16 @@ class Mailbox:
         self._eager = eager
         self._lock = threading.Lock()
         self._queue: deque[Envelope] = deque()
-        self._parked: deque[tuple[Envelope, Callable[[], None]]] = deque()
+        # Most mailboxes never need these two, and an empty deque takes more room than the rest of an idle actor.
+        self.first: deque[Envelope] | None = None
+        self.parked: deque[tuple[Envelope, Callable[[], None] | None]] | None = None
         self._open = True
+        self._closed = False
         self._scheduled = False
         self._peak = 0
 
-    def put(
-        self, envelope: Envelope, *, park: Callable[[], None] | None = None, force: bool = False
-    ) -> Envelope | None:
+    def put(self, envelope: Envelope) -> Envelope | None:
         """Add an envelope, from any thread.
-
-        Args:
-            envelope: the message.
-            park: the sender may wait: when the mailbox is full the envelope waits in order. ``park`` is called
-                when it is admitted: at once if there is room, else from the actor's thread.
-            force: ignore the bound; for messages whose number is bounded elsewhere.
 
         Returns:
             the envelope that was displaced by a dropping policy (it may be the one just put), else ``None``.
@@ -105,81 +109,188 @@ class Mailbox:
             Closed: the mailbox is closed.
             MailboxFull: the bound is reached and the policy is to refuse.
         """
-        displaced = None
-        with self._lock:
-            if not self._open:
-                raise Closed("the actor is stopped and takes no more messages")
-            queue = self._queue
-            if len(queue) >= self.capacity and not force:
-                if park is not None:
-                    self._parked.append((envelope, park))
-                    return None
-                if self.overflow == "drop_newest":
-                    return envelope
-                if self.overflow != "drop_oldest":
-                    raise MailboxFull(f"the mailbox holds {self.capacity} messages, its bound")
-                displaced = queue.popleft()
-            queue.append(envelope)
-            self._peak = max(self._peak, len(queue))
-            wake = self._eager or not self._scheduled
+        queue = self._queue
+        full = len(queue) >= self.capacity or self.parked  # nobody overtakes who is parked
+        if full and self._refuses():
+            return envelope
+        queue.append(envelope)
+        if not self._open:
+            self._take_back(envelope)
+        displaced = self._drop_oldest() if full else None
+        if self._eager or not self._scheduled:
             self._scheduled = True
-        if park is not None:
-            park()
-        if wake:
             self._wake()
         return displaced
 
+    def _refuses(self) -> bool:
+        """The mailbox is full: whether the newest message is dropped; raises if it is to be refused."""
+        if not self._open:
+            raise Closed("the actor is stopped and takes no more messages")
+        if self.overflow in {"drop_newest", "drop_oldest"}:
+            return self.overflow == "drop_newest"
+        raise MailboxFull(f"the mailbox holds {self.capacity} messages, its bound")
+
+    def _drop_oldest(self) -> Envelope | None:
+        # After the new one is in, and not before: were the mailbox closed in between, the oldest would be nowhere.
+        displaced = None
+        with contextlib.suppress(IndexError):  # it was emptied meanwhile
+            if len(self._queue) > self.capacity:
+                displaced = self._queue.popleft()
+        if self.parked:
+            self._admit()
+        return displaced
+
+    def _take_back(self, envelope: Envelope) -> None:
+        try:
+            self._queue.remove(envelope)
+        except ValueError:  # whoever closed the mailbox has it, and has said so
+            return
+        raise Closed("the actor is stopped and takes no more messages")
+
+    @property
+    def full(self) -> bool:
+        """Whether one message more would be refused, displace another, or have to wait."""
+        return len(self._queue) >= self.capacity or bool(self.parked)
+
+    def park(self, envelope: Envelope, admitted: Callable[[], None] | None = None) -> None:
+        """Add an envelope of a sender that may wait for room.
+
+        Args:
+            envelope: the message.
+            admitted: called when there is room: at once, else from the thread that makes the room.
+
+        Raises:
+            Closed: the mailbox is closed.
+        """
+        waits = False
+        if self.full:
+            with self._lock:
+                waits = self.full and self._open
+                if waits:
+                    if self.parked is None:
+                        self.parked = deque()
+                    self.parked.append((envelope, admitted))
+        if not waits:
+            self.put_any(envelope)
+            if admitted is not None:
+                admitted()
+        elif len(self._queue) < self.capacity:  # room was made before the envelope was parked, and nobody saw it
+            self._admit()
+
+    def put_any(self, envelope: Envelope) -> None:
+        """Add an envelope whatever the bound; for messages whose number is bounded elsewhere. Raises Closed."""
+        self._queue.append(envelope)
+        if not self._open:
+            self._take_back(envelope)
+        self._rouse()
+
+    def put_first(self, envelope: Envelope) -> None:
+        """Add an envelope that is taken before all others, whatever the bound, also when sealed. Raises Closed."""
+        with self._lock:
+            if self._closed:
+                raise Closed("the actor is stopped and takes no more messages")
+            if self.first is None:
+                self.first = deque()
+            self.first.append(envelope)
+        self._rouse()
+
+    def _rouse(self) -> None:
+        if self._eager or not self._scheduled:
+            self._scheduled = True
+            self._wake()
+
     def take(self) -> Envelope | None:
         """Take the next envelope; ``None`` marks the mailbox idle, so the next ``put`` wakes it."""
+        while True:
+            if self.first:
+                with self._lock:
+                    if self.first:
+                        return self.first.popleft()
+            try:
+                envelope = self._queue.popleft()
+            except IndexError:
+                if self.rest():
+                    return None
+                continue
+            if self.parked:
+                self._admit()
+            return envelope
+
+    def rest(self) -> bool:
+        """Mark the mailbox idle, so that the next ``put`` wakes it; ``False`` if there is mail after all."""
+        self._scheduled = False
+        if self._queue or self.first:
+            self._scheduled = True
+            return False
+        return True
+
+    def _admit(self) -> None:
+        """Let the first parked sender in, if there is one and there is room."""
         with self._lock:
-            if not self._queue:
-                self._scheduled = False
-                return None
-            envelope = self._queue.popleft()
-            if not self._parked:
-                return envelope
-            admitted, notify = self._parked.popleft()
+            if not self.parked or len(self._queue) >= self.capacity:
+                return
+            admitted, notify = self.parked.popleft()
             self._queue.append(admitted)
-        notify()
-        if self._eager:
-            self._wake()
-        return envelope
+        self._rouse()
+        if notify is not None:
+            notify()
 
     def withdraw(self, envelope: Envelope) -> bool:
         """Take an envelope back that still waits, parked or queued; ``False`` if it was taken or never put."""
-        notify = None
         with self._lock:
-            if _remove(self._parked, lambda entry: entry[0] is envelope):
-                return True
-            if not _remove(self._queue, lambda queued: queued is envelope):
+            for place, (parked, _) in enumerate(self.parked or ()):
+                if parked is envelope:
+                    del self.parked[place]  # type: ignore[union-attr]
+                    return True
+            try:
+                self._queue.remove(envelope)
+            except ValueError:
                 return False
-            if self._parked:
-                admitted, notify = self._parked.popleft()
-                self._queue.append(admitted)
-        if notify is not None:
-            notify()
+        self._admit()
         return True
 
     def nudge(self) -> None:
         """Wake the lane if there is mail: the actor can take messages again after a pause."""
-        with self._lock:
-            if not self._queue:
-                self._scheduled = False
-                return
+        self._scheduled = False
+        if self._queue or self.first:
             self._scheduled = True
-        self._wake()
+            self._wake()
+
+    def measure(self) -> deque[Envelope]:
+        """Keep the highest depth; returns the queue, for a lane that is the only one to take from it.
+
+        While nothing is ``first`` or ``parked`` its ``popleft`` is as good as :meth:`take`.
+        """
+        depth = len(self._queue)
+        self._peak = max(self._peak, depth)
+        return self._queue
+
+    def seal(self, last: Envelope) -> None:
+        """Refuse everything from now on, keep what is queued, and queue ``last`` behind it. Raises Closed."""
+        with self._lock:
+            if not self._open:
+                raise Closed("the actor is stopped and takes no more messages")
+            self._open = False
+            # Parked senders were accepted: their messages belong to the backlog.
+            parked, self.parked = self.parked, None
+            self._queue.extend(envelope for envelope, _ in parked or ())
+            self._queue.append(last)
+        self._rouse()
+        for _, notify in parked or ():
+            if notify is not None:
+                notify()
 
     def close(self) -> list[Envelope]:
         """Refuse everything from now on and hand over what was still queued. Closing twice gives nothing."""
         with self._lock:
             self._open = False
-            left = list(self._queue)
-            left.extend(envelope for envelope, _ in self._parked)
-            parked = [notify for _, notify in self._parked]
-            self._queue.clear()
-            self._parked.clear()
-        for notify in parked:
-            notify()
+            self._closed = True
+            first, self.first = self.first, None
+            parked, self.parked = self.parked, None
+        left = [*(first or ()), *_drained(self._queue), *(envelope for envelope, _ in parked or ())]
+        for _, notify in parked or ():
+            if notify is not None:
+                notify()
         return left
 
     @property
@@ -196,13 +307,16 @@ class Mailbox:
 
     def statistics(self) -> Statistics:
         """A snapshot: depth now, envelopes parked, highest depth so far, bound."""
-        return Statistics(depth=len(self._queue), parked=len(self._parked), peak=self._peak, capacity=self.capacity)
+        depth = len(self._queue) + len(self.first or ())
+        return Statistics(
+            depth=depth, parked=len(self.parked or ()), peak=max(self._peak, depth), capacity=self.capacity
+        )
 
 
-def _remove(queue: deque[T], wanted: Callable[[T], bool]) -> bool:
-    """Remove the first entry that is wanted, comparing nothing else."""
-    for place, entry in enumerate(queue):
-        if wanted(entry):
-            del queue[place]
-            return True
-    return False
+def _drained(queue: deque[Envelope]) -> Iterator[Envelope]:
+    """Everything, one by one: others may be taking too."""
+    while True:
+        try:
+            yield queue.popleft()
+        except IndexError:
+            return

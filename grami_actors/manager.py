@@ -1,4 +1,4 @@
-"""The Growth Manager: a swarm behind a gateway, published so that clients find it. Floor 10."""
+"""The Growth Manager: a swarm behind a gateway, published so that clients find it. Floor 13."""
 
 from __future__ import annotations
 

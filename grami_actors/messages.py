@@ -105,6 +105,18 @@ class ReplyTo(Protocol):
         """Answer with an error."""
 
 
+class Meter(Protocol):
+    """Counts what a request spends, and ends it when it has spent too much."""
+
+    def charge(
+        self, *, messages: int = 0, tool_calls: int = 0, tokens: int = 0, cost: float = 0.0, spawns: int = 0
+    ) -> None:
+        """Count; raises a GramiError with QUOTA_EXCEEDED."""
+
+    def check_depth(self, depth: int) -> None:
+        """Whether an ask may be that deep; raises a GramiError with QUOTA_EXCEEDED."""
+
+
 class Scope:
     """What one request's causes and effects share; a node in a tree that follows the asks.
 
@@ -114,38 +126,82 @@ class Scope:
     Args:
         parent: the scope of the message being handled when this one was caused.
         deadline: seconds on the system's clock; ``inf`` for none.
-        trace_id: 32 hex digits (W3C trace context), given at the root and inherited.
+        trace_id: 32 hex digits (W3C trace context), given at the root and inherited; or what makes them, called
+            when somebody asks.
         sink: where chunks go; inherited unless given.
+        meter: what the request may still spend; inherited unless given.
     """
 
-    __slots__ = ("_callbacks", "_children", "_lock", "deadline", "parent", "reason", "sink", "trace_id")
+    # Values of the class: most scopes never set most of these, and what is not set costs no time and no memory.
+    parent: Scope | None = None
+    deadline: float = math.inf
+    sink: Sink | None = None
+    meter: Meter | None = None
+    reason: GramiError | None = None
+    _closed: bool = False
+    _trace: str | Callable[[], str] = ""
+    _lock: threading.Lock = threading.Lock()  # of scopes that belong to no request yet
+    _children: set[Scope] | None = None
+    _callbacks: list[Callable[[GramiError], object]] | None = None
 
     def __init__(
         self,
         parent: Scope | None = None,
         *,
         deadline: float = math.inf,
-        trace_id: str = "",
+        trace_id: str | Callable[[], str] = "",
         sink: Sink | None = None,
+        meter: Meter | None = None,
     ) -> None:
-        self.parent = parent
-        self.reason: GramiError | None = None
-        self._children: set[Scope] | None = None
-        self._callbacks: list[Callable[[GramiError], object]] | None = None
+        self.attach(parent, deadline)
+        if trace_id:
+            self._trace = trace_id
+        if sink is not None:
+            self.sink = sink
+        if meter is not None:
+            self.meter = meter
+
+    def attach(self, parent: Scope | None, deadline: float) -> None:
+        """Become a child of ``parent``, or with none the root of a request, with a deadline of its own."""
         if parent is None:
             self._lock = threading.Lock()
-            self.deadline, self.trace_id, self.sink = deadline, trace_id, sink
+            self.deadline = deadline
             return
-        self._lock = parent._lock
-        self.deadline = min(deadline, parent.deadline)
-        self.trace_id = parent.trace_id
-        self.sink = parent.sink if sink is None else sink
-        with self._lock:
-            self.reason = parent.reason
-            if self.reason is None:
-                if parent._children is None:
+        self._lock = lock = parent._lock
+        self.parent = parent
+        self.deadline = min(parent.deadline, deadline)
+        if parent.sink is not None:
+            self.sink = parent.sink
+        if parent.meter is not None:
+            self.meter = parent.meter
+        if parent._children is None:
+            with lock:
+                if parent._children is None and parent.reason is None:
                     parent._children = set()
-                parent._children.add(self)
+        # No lock: a set adds atomically, and whoever cancels says why before it looks for children.
+        if (siblings := parent._children) is not None:
+            siblings.add(self)
+        if parent.reason is not None:
+            self.reason = parent.reason
+
+    @property
+    def depth(self) -> int:
+        """How many asks lie between this scope and the root of its request."""
+        depth, scope = 0, self
+        while scope.parent is not None:
+            depth, scope = depth + 1, scope.parent
+        return depth
+
+    @property
+    def trace_id(self) -> str:
+        """What names the request in traces; the same for all scopes of one request."""
+        root = self
+        while root.parent is not None:
+            root = root.parent
+        with root._lock:
+            if not isinstance(root._trace, str):
+                root._trace = root._trace()
+            return root._trace
 
     def on_cancel(self, callback: Callable[[GramiError], object]) -> None:
         """Call ``callback(reason)`` once when this scope is cancelled; at once if it already is."""
@@ -183,33 +239,50 @@ class Scope:
             if scope.reason is not None:
                 continue
             scope.reason = reason
+            found.append(scope._end)
             found.extend(scope._callbacks or ())
             pending.extend(scope._children or ())
             scope._callbacks = scope._children = None
         return found
 
+    def _end(self, reason: GramiError) -> None:
+        """The scope is cancelled; for those that are more than a scope."""
+
     def close(self) -> None:
         """Leave the parent, and forget the callbacks: this part of the request has its answer."""
-        parent = self.parent
         with self._lock:
-            self._callbacks = None
-            if parent is not None and parent._children is not None:
-                parent._children.discard(self)
+            self._closed = True
+            self._leave()
+
+    def done(self) -> bool:
+        """Whether it was cancelled or closed: its deadline means nothing any more."""
+        return self._closed or self.reason is not None
+
+    def _leave(self) -> None:
+        self._callbacks = None
+        parent = self.parent
+        if parent is not None and parent._children is not None:
+            parent._children.discard(self)
 
     def expire(self) -> None:
         """Cancel because the deadline passed."""
         self.cancel(DeadlineExceeded("the deadline passed before the answer came; the outcome is unknown"))
 
 
-class Envelope(msgspec.Struct):
-    """One message on its way to one mailbox.
+class Envelope(msgspec.Struct, eq=False):
+    """One message on its way to one mailbox, and then in the hands of one handler.
+
+    The one being handled is :data:`grami_actors.future.current`: what its handler sends inherits from it.
 
     Attributes:
         message: the message, handed over by reference.
         reply_to: who waits for the answer; ``None`` for a tell.
         sender: the name of the actor or connection that sent it; empty from outside.
         scope: deadline, cancellation and trace; ``None`` for a tell outside any request.
-        sent_at: seconds on the system's clock.
+        sent_at: seconds on the system's clock; 0 if nobody wants to know.
+        receiver: the cell that handles it; set by that cell.
+        taken_at: seconds on the system's clock when its handler began; 0 if nobody wants to know.
+        failures: how often its handler failed.
     """
 
     message: Any
@@ -217,3 +290,18 @@ class Envelope(msgspec.Struct):
     sender: str = ""
     scope: Scope | None = None
     sent_at: float = 0.0
+    receiver: Any = None
+    taken_at: float = 0.0
+    failures: int = 0
+
+
+class Terminated(msgspec.Struct, frozen=True):
+    """An actor that was watched is gone.
+
+    Attributes:
+        name: its name.
+        reason: ``"stopped"``, ``"failed"`` (it failed too often), or ``"unknown"`` (it was gone before).
+    """
+
+    name: str
+    reason: str

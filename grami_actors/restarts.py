@@ -9,9 +9,13 @@ counts the restarts of the period, so a healthy period resets it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
 
 import msgspec
+
+Directive = Literal["resume", "restart", "stop", "escalate"]
+"""What follows a failure: the instance goes on as it is; a fresh one takes over; the actor ends; its parent fails."""
 
 
 class RestartPolicy(msgspec.Struct, frozen=True):
@@ -24,6 +28,10 @@ class RestartPolicy(msgspec.Struct, frozen=True):
         longest: seconds; the delay never grows beyond it (before jitter).
         jitter: the delay is multiplied by up to ``1 + jitter``, so that actors that failed together do not
             come back together.
+        directives: what follows a failure with an exception of this class or a subclass, the closest one counting;
+            ``restart`` for those that are not listed.
+        redeliver: give the failing message to the fresh instance once more; if that fails too, the message is
+            poison: a dead letter with the traceback. Without it the message is not tried again.
         pause: seconds that an actor which exceeds the intensity rests before it starts over; ``None`` gives up
             and escalates. For servers: one client's poison must not end an agent for all.
     """
@@ -34,6 +42,8 @@ class RestartPolicy(msgspec.Struct, frozen=True):
     longest: float = 5.0
     jitter: float = 0.2
     pause: float | None = None
+    directives: Mapping[type[BaseException], Directive] = {}
+    redeliver: bool = False
 
     def __post_init__(self) -> None:
         finite = all(map(math.isfinite, (self.period, self.shortest, self.longest, self.jitter, self.pause or 0.0)))
@@ -41,6 +51,15 @@ class RestartPolicy(msgspec.Struct, frozen=True):
         ordered = ordered and (self.pause is None or self.pause >= 0)
         if not (finite and ordered):
             raise ValueError(f"{self} makes no sense: intensity and jitter >= 0, period > 0, shortest <= longest")
+        if wrong := set(self.directives.values()).difference(get_args(Directive)):
+            raise ValueError(f"{sorted(wrong)} are none of {', '.join(get_args(Directive))}")
+
+    def directive(self, error: BaseException) -> Directive:
+        """What follows this failure."""
+        for kind in type(error).__mro__:
+            if kind in self.directives:
+                return self.directives[kind]
+        return "restart"
 
 
 class Restart(msgspec.Struct, frozen=True):

@@ -1,22 +1,29 @@
-"""Who gets a message: names, pools, message types and topics; and the actor that forwards for clients. Floor 7.
+"""Who gets a message: names, pools, message types and topics; and the actor that forwards for clients. Floor 9.
 
 The table is plain data and is read from any thread; it is changed by replacing entries, never by changing a list
-that somebody may be reading: names and pools only on the home loop, topics under a lock from any thread. The
+that somebody may be reading: names and pools only on the home loop, topics from any thread. The
 :class:`Router` actor is one turn over that table: it runs no user code, awaits nothing and makes no task per
 message, so order is kept.
 """
 
 from __future__ import annotations
 
+import math
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from grami_actors.actor import Actor
+from grami_actors.budget import Budget
 from grami_actors.cell import Cell
 from grami_actors.errors import AgentUnavailable, DestinationNotFound, GramiError, NameTaken
-from grami_actors.messages import Envelope
+from grami_actors.future import Future
+from grami_actors.messages import Envelope, ReplyTo
+from grami_actors.pools import Pool, PoolStrategy
+from grami_actors.topics import Topics
 
 
 class Forward(msgspec.Struct, frozen=True):
@@ -26,37 +33,99 @@ class Forward(msgspec.Struct, frozen=True):
     to: str = ""
 
 
-class Pool:
-    """The instances behind one name. A message goes to the one with the least to do, in turn among equals."""
+class Fanout:
+    """All members of a pool that is ``broadcast``: a tell goes to each, an ask is answered with the list of answers."""
 
-    __slots__ = ("cells", "name", "turn")
+    __slots__ = ("_pool",)
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.cells: tuple[Cell, ...] = ()
-        self.turn = 0
+    def __init__(self, pool: Pool[Cell]) -> None:
+        self._pool = pool
 
-    def pick(self) -> Cell:
-        """Choose an instance. Raises AgentUnavailable when none is left."""
-        cells = self.cells
-        if not cells:
-            raise AgentUnavailable(f"{self.name} is not running: it failed too often or was stopped")
-        if all(cell.state == "paused" for cell in cells):
-            raise AgentUnavailable(f"{self.name} failed too often and rests; try again later")
-        if len(cells) == 1:
-            return cells[0]
-        turn = self.turn % len(cells)
-        places = [*range(turn, len(cells)), *range(turn)]
-        chosen: int = min(places, key=lambda place: _load(cells[place]))
-        self.turn = chosen + 1
-        return cells[chosen]
+    @property
+    def name(self) -> str:
+        """The name of the pool."""
+        return self._pool.name
+
+    def cells(self) -> tuple[Cell, ...]:
+        """The members. Raises AgentUnavailable when none is left."""
+        return self._pool.all()
+
+    def tell(self, message: Any) -> None:
+        """Send to each. Raises what the first one that refuses raises, after all the others have it."""
+        self._each(lambda cell: cell.tell(message))
+
+    def tell_detached(self, message: Any) -> None:
+        """The same, but the message does not belong to the request being handled."""
+        self._each(lambda cell: cell.tell_detached(message))
+
+    async def send(self, message: Any) -> None:
+        """Send to each, one after another waiting for room."""
+        for cell in self._pool.all():
+            await cell.send(message)
+
+    def ask(
+        self,
+        message: Any,
+        timeout: float | None = None,
+        future: Future[Any] | None = None,
+        budget: Budget | None = None,
+    ) -> Future[Any]:
+        """Ask each; the answer is the list of all answers in the order of the instances, or the first error."""
+        gathered = Future[Any]() if future is None else future
+        try:
+            cells = self._pool.all()
+        except AgentUnavailable as nobody:
+            gathered.fail(nobody)
+            return gathered
+        asked = [cell.ask(message, timeout, None, budget) for cell in cells]
+        gathered.on_cancel(lambda reason: [each.cancel(reason) for each in asked])
+        _gather(asked, gathered)
+        return gathered
+
+    def post_parked(self, envelope: Envelope) -> None:
+        """What a client sends, to each."""
+        cells = self._pool.all()
+        if envelope.reply_to is None:
+            self._each(lambda cell: cell.post_parked(msgspec.structs.replace(envelope)))
+            return
+        answers = [Future[Any]() for _ in cells]
+        for cell, answer in zip(cells, answers, strict=True):
+            answer.bind(cell, envelope.scope, math.inf, True)
+            try:
+                cell.post_parked(msgspec.structs.replace(envelope, reply_to=answer, scope=answer))
+            except AgentUnavailable as refused:
+                answer.fail(refused)
+        _gather(answers, envelope.reply_to)
+
+    def _each(self, send: Callable[[Cell], object]) -> None:
+        refusal: GramiError | None = None
+        for cell in self._pool.all():
+            try:
+                send(cell)
+            except GramiError as refused:
+                refusal = refusal or refused
+        if refusal is not None:
+            raise refusal
 
 
-_PREFERENCE = {"running": 0, "paused": 2}
+def _gather(answers: list[Future[Any]], into: ReplyTo) -> None:
+    """Answer with the values of all futures, or with the first error among them."""
+    left = len(answers)
+    lock = threading.Lock()
 
+    def arrived(answer: Future[Any]) -> None:
+        nonlocal left
+        error = answer.error()
+        if error is not None:
+            into.fail(error)
+        with lock:
+            left -= 1
+            last = left == 0
+        if last:
+            into.set_result([each.value() for each in answers])
 
-def _load(cell: Cell) -> tuple[int, int]:
-    return _PREFERENCE.get(cell.state, 1), len(cell.mailbox) + cell.working
+    for answer in answers:
+        answer.on_done(partial(arrived, answer))
 
 
 class RoutingTable:
@@ -64,34 +133,34 @@ class RoutingTable:
 
     def __init__(self) -> None:
         self.cells: dict[str, Cell] = {}
-        self.pools: dict[str, Pool] = {}
+        self.pools: dict[str, Pool[Cell]] = {}
         self.types: dict[type, str] = {}
-        self.topics: dict[str, tuple[Cell, ...]] = {}
+        self.topics: Topics[Cell] = Topics()
         self.public: set[str] = set()
-        self._topics_lock = threading.Lock()
 
     def claim(self, name: str, cell: Cell) -> None:
         """Give a name to a cell. Raises NameTaken."""
-        if name in self.cells:
+        if self.cells.setdefault(name, cell) is not cell:
             raise NameTaken(f"the name {name!r} is taken in this system; names are unique")
-        self.cells[name] = cell
 
-    def join(self, pool: str, cell: Cell, *, public: bool = True) -> None:
-        """Add a cell to a pool, which keeps its name when all its cells are gone.
+    def join(
+        self,
+        pool: str,
+        cell: Cell,
+        *,
+        public: bool = True,
+        strategy: PoolStrategy = "least_busy",
+        key: Callable[[Any], object] | None = None,
+    ) -> None:
+        """Add a cell to a pool, which keeps its name when all its cells are gone; the first one says how it chooses.
 
         Clients may address both, unless it is not ``public``.
         """
         if public:
             self.public.update((pool, cell.name))
-        found = self.pools.setdefault(pool, Pool(pool))
-        found.cells = (*found.cells, cell)
-
-    def subscribe(self, topic: str, cell: Cell) -> None:
-        """Add a subscriber; twice is once."""
-        with self._topics_lock:
-            cells = self.topics.get(topic, ())
-            if cell not in cells:
-                self.topics[topic] = (*cells, cell)
+        if pool not in self.pools:
+            self.pools[pool] = Pool(pool, strategy, key=key)
+        self.pools[pool].add(cell)
 
     def remove(self, cell: Cell) -> None:
         """Forget a cell everywhere."""
@@ -100,18 +169,11 @@ class RoutingTable:
             if cell.name not in self.pools:
                 self.public.discard(cell.name)  # whoever has the name next may be private
         for pool in self.pools.values():
-            if cell in pool.cells:
-                pool.cells = tuple(each for each in pool.cells if each is not cell)
-        with self._topics_lock:
-            for topic, cells in tuple(self.topics.items()):
-                left = tuple(each for each in cells if each is not cell)
-                if left:
-                    self.topics[topic] = left
-                else:
-                    del self.topics[topic]
+            pool.remove(cell)
+        self.topics.remove(cell)
 
-    def find(self, to: str, message: Any) -> Cell:
-        """The cell for a message: by name, or by its type when ``to`` is empty.
+    def find(self, to: str, message: Any) -> Cell | Fanout:
+        """Who gets a message: by name, or by its type when ``to`` is empty.
 
         Raises:
             DestinationNotFound: nothing has this name, or nothing handles this type.
@@ -120,7 +182,7 @@ class RoutingTable:
         name = to or self.types.get(type(message), "")
         pool = self.pools.get(name)
         if pool is not None:
-            return pool.pick()
+            return Fanout(pool) if pool.strategy == "broadcast" else pool.pick(message)
         cell = self.cells.get(name)
         if cell is None:
             wanted = f"no agent or tool is named {to!r}" if to else f"no agent handles {type(message).__name__}"
@@ -135,6 +197,7 @@ class Router(Actor):
 
     # Bounded by what the connections may have in flight, so the router itself never refuses.
     mailbox = 1_000_000
+    listed = False
 
     def __init__(self, table: RoutingTable) -> None:
         super().__init__()
@@ -149,16 +212,12 @@ class Router(Actor):
             if message.to and message.to not in self._table.public:
                 # The router itself, other clients' connections and children are nobody's business.
                 raise DestinationNotFound(f"no agent or tool is named {message.to!r}")
-            cell = self._table.find(message.to, envelope.message)
+            found = self._table.find(message.to, envelope.message)
             # A client's requests may wait for room: their number is bounded by the gateway.
-            cell.post(envelope, park=_nobody)
-            if envelope.scope is not None and len(cell.mailbox) >= cell.mailbox.capacity:
+            found.post_parked(envelope)
+            if isinstance(found, Cell) and envelope.scope is not None and found.full:
                 # Who sends and cancels, over and over, must not fill the memory behind a busy agent.
-                envelope.scope.on_cancel(lambda _: cell.mailbox.withdraw(envelope))
+                envelope.scope.on_cancel(lambda _: found.mailbox.withdraw(envelope))
         except GramiError as refused:
             if envelope.reply_to is not None:
                 envelope.reply_to.fail(refused)
-
-
-def _nobody() -> None:
-    """Nobody waits for a client's request to be admitted: its answer is the word."""

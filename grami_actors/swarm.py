@@ -1,4 +1,4 @@
-"""A swarm: which agents, tools and model make up a program, as data; and how they are started. Floor 9."""
+"""A swarm: which agents, tools and model make up a program, as data; and how they are started. Floor 12."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Any
 import msgspec
 
 from grami_actors.agent import MODEL, Agent
-from grami_actors.cell import CONNECTION, Spec
+from grami_actors.cell import CONNECTION
 from grami_actors.errors import ConfigError, StartFailed
 from grami_actors.frames import PROTOCOL_VERSION
 from grami_actors.messages import Message, ToolCall
 from grami_actors.model import Model
 from grami_actors.protocol import Catalog
 from grami_actors.restarts import RestartPolicy
+from grami_actors.spec import Spec
 from grami_actors.system import ActorSystem
 from grami_actors.tools import ModelActor, Tool, ToolActor
 
@@ -165,7 +166,7 @@ class Swarm:
         for number in range(1, kind.instances + 1):
             name = kind.agent_name if kind.instances == 1 else f"{kind.agent_name}-{number}"
             cell = (await system.spawn(kind, *args, name=name, **kwargs))._cell
-            system.table.join(kind.agent_name, cell)
+            system.table.join(kind.agent_name, cell, strategy=kind.pool, key=kind.key)
             for topic in kind.subscribes:
                 system.subscribe(topic, cell)
         for handled in kind.handlers:

@@ -1,4 +1,4 @@
-"""The actor system: lanes, supervisor, router and names under one roof, with no global state. Floor 8."""
+"""The actor system: lanes, supervisor, router and names under one roof, with no global state. Floor 10."""
 
 from __future__ import annotations
 
@@ -14,19 +14,31 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 
+from grami_actors import registry
 from grami_actors.actor import Actor
-from grami_actors.cell import CONNECTION, Cell, LaneName, Ref, Spec
-from grami_actors.errors import AgentCrashed, ShuttingDown
-from grami_actors.future import Future
+from grami_actors.budget import Budget
+from grami_actors.cell import CONNECTION, Cell, Last
+from grami_actors.contracts import Lane
+from grami_actors.deadlines import Deadlines
+from grami_actors.errors import AgentCrashed, AgentUnavailable, DestinationNotFound, MailboxFull, ShuttingDown
+from grami_actors.future import Future, current
+from grami_actors.gates import Gates, RateGate
 from grami_actors.lanes.loop import LoopLane
 from grami_actors.lanes.thread import THREADS, ThreadLane
-from grami_actors.mailbox import Statistics
-from grami_actors.messages import snake_case
-from grami_actors.router import Router, RoutingTable
-from grami_actors.supervisor import GRACE, Supervisor
-from grami_actors.telemetry import Bus
+from grami_actors.lifecycle import Lifecycle
+from grami_actors.mailbox import Closed, Statistics
+from grami_actors.messages import Envelope, Terminated, snake_case
+from grami_actors.ref import ActorDead, Ref
+from grami_actors.router import Fanout, Router, RoutingTable
+from grami_actors.spec import GRACE, Keep, LaneName, Spec
+from grami_actors.telemetry import Bus, Event
+from grami_actors.watchdog import Watchdog
 
 A = TypeVar("A", bound=Actor)
+
+
+SLOW_TURN = 0.05
+"""Seconds after which a handler that keeps the loop's thread is reported."""
 
 
 class ActorInfo(msgspec.Struct, frozen=True):
@@ -56,6 +68,8 @@ class ActorSystem:
         clock: seconds, monotonic.
         rng: where jitter and ids come from; seed it to repeat a run.
         threads: bound of the thread lane.
+        slow_turn: seconds that a handler may keep the loop's thread before a SlowTurn is published; ``None`` for no
+            watching, and no thread that watches.
     """
 
     def __init__(
@@ -64,6 +78,7 @@ class ActorSystem:
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
         threads: int = THREADS,
+        slow_turn: float | None = SLOW_TURN,
     ) -> None:
         self.bus = Bus()
         self.table = RoutingTable()
@@ -72,16 +87,25 @@ class ActorSystem:
         self._threads = threads
         self._counter = 0
         self._closing = False
-        self._id = f"{self._rng.getrandbits(64):016x}"
+        self._gates = Gates(clock)
+        self._watched: dict[Cell, set[Cell]] = {}
+        self._observers: dict[Cell, list[Callable[[], None]]] = {}
+        self._slow_turn = slow_turn
+        self.id = f"{self._rng.getrandbits(64):016x}"
 
     async def __aenter__(self) -> Self:
         self.loop = asyncio.get_running_loop()
         self._home = threading.get_ident()
-        self._lanes: dict[LaneName, LoopLane | ThreadLane] = {
+        self.deadlines = Deadlines(self.loop, self.now)
+        self._lanes: dict[LaneName, Lane[Cell]] = {
             "loop": LoopLane(self.loop, self.now),
-            "thread": ThreadLane(self.loop, self.now, self._threads),
+            "thread": ThreadLane(self.loop, self._threads),
         }
-        self._supervisor = Supervisor(self, self._rng.random)
+        self._lifecycle = Lifecycle(self, self._rng.random)
+        self._watchdog = None if self._slow_turn is None else Watchdog(self.loop, self.bus, self._slow_turn)
+        registry.install()
+        # A variable that was never set is looked for anew each time; one that is None is remembered by the interpreter.
+        current.set(current.get())
         self.router = await self.spawn(Router, self.table, name="router")
         return self
 
@@ -90,17 +114,28 @@ class ActorSystem:
     ) -> None:
         await self.close()
 
-    async def close(self, grace: float = GRACE) -> None:
-        """Stop all actors, children first, the last started first; ``grace`` seconds for each."""
+    async def close(self, grace: float | None = None) -> None:
+        """Stop all actors, children first, the last started first; ``grace`` seconds for each, if given."""
         self._closing = True
         while roots := [cell for cell in self.table.cells.values() if cell.parent is None]:
-            await asyncio.shield(self._supervisor.stop(roots[-1], grace))
-        await self._supervisor.close()
+            for cell in reversed(roots):
+                ended = self._lifecycle.stop(cell, grace)
+                if not ended.done():
+                    await asyncio.shield(_wait(ended))
+        await self._lifecycle.close()
+        self.deadlines.close()
+        if self._watchdog is not None:
+            self._watchdog.close()
 
     # --- for users ---
 
     async def spawn(
-        self, kind: type[A], *args: Any, name: str | None = None, parent: Cell | None = None, **kwargs: Any
+        self,
+        kind: type[A],
+        *args: Any,
+        name: str | None = None,
+        parent: Cell | None = None,
+        **kwargs: Any,
     ) -> Ref[A]:
         """Start an actor; returns when its ``on_start`` has succeeded.
 
@@ -114,17 +149,7 @@ class ActorSystem:
             NameTaken: the name is in use.
             ShuttingDown: the system is closing.
         """
-        spec = Spec(
-            kind=kind,
-            args=args,
-            kwargs=kwargs,
-            lane=kind.lane,
-            mailbox=kind.mailbox,
-            overflow=kind.overflow,
-            concurrency=kind.concurrency,
-            restart=kind.restart,
-        )
-        return await self.spawn_spec(spec, name=name, parent=parent)
+        return await self.spawn_spec(specify(kind, args, kwargs), name=name, parent=parent)
 
     async def spawn_spec(self, spec: Spec, *, name: str | None = None, parent: Cell | None = None) -> Ref[Any]:
         """Start an actor from its specification; see :meth:`spawn`."""
@@ -135,31 +160,43 @@ class ActorSystem:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.loop))
 
     async def _spawn(self, spec: Spec, name: str | None, parent: Cell | None) -> Ref[Any]:
-        if self._closing or (parent is not None and parent.state not in {"starting", "running", "restarting"}):
+        if self._closing:
             raise ShuttingDown("the system is closing and starts no new actors")
+        # While a parent restarts, only what its on_start spawns belongs to the new instance.
+        able = parent is None or parent.state in {"starting", "running", "suspended"}
+        if parent is not None and not able and (parent.state != "restarting" or parent.lifecycle is None):
+            raise ShuttingDown(f"{parent.name} is {parent.state} and starts no children")
         self._counter += 1
         name = name or f"{snake_case(spec.kind.__name__)}-{self._counter}"
         if parent is not None:
             name = f"{parent.name}/{name}"
-        cell = Cell(self, self._lanes[spec.lane], spec, name, f"urn:grami:{self._id}:{self._counter}", parent)
+        cell = Cell(self, self._lanes[spec.lane], spec, name, self._counter, parent)
         self.table.claim(name, cell)
         if parent is not None:
             parent.children[name] = cell
-        await self._supervisor.start(cell)
+        await self._lifecycle.start(cell)
+        if spec.kind.listed and cell.state != "stopped":
+            registry.register(cell.ref)
         return cell.ref
 
-    async def ask(self, to: str | Ref[Any], message: Any, *, timeout: float | None = None) -> Any:
+    async def ask(
+        self, to: str | Ref[Any], message: Any, *, timeout: float | None = None, budget: Budget | None = None
+    ) -> Any:
         """Send and wait for the answer; see :meth:`Ref.ask` for what it raises."""
-        cell = self.resolve(to, message) if isinstance(to, str) else to._cell
-        return await cell.ask(message, timeout=timeout)
+        found = self.resolve(to, message) if isinstance(to, str) else to._cell
+        return await found.ask(message, timeout=timeout, budget=budget)
 
     def tell(self, to: str | Ref[Any], message: Any) -> None:
         """Send without waiting for an answer; see :meth:`Ref.tell` for what it raises."""
-        cell = self.resolve(to, message) if isinstance(to, str) else to._cell
-        cell.tell(message)
+        found = self.resolve(to, message) if isinstance(to, str) else to._cell
+        found.tell(message)
 
-    async def stop(self, to: str | Ref[Any], *, grace: float = GRACE) -> bool:
+    async def stop(self, to: str | Ref[Any], *, grace: float | None = None) -> bool:
         """Stop an actor, or all of a pool, after the message in hand; what is queued becomes dead letters.
+
+        Args:
+            to: its name or ref.
+            grace: seconds that its handler, its ``on_stop`` and its children get; 5 unless its spec says otherwise.
 
         Returns:
             whether this call stopped it.
@@ -167,6 +204,52 @@ class ActorSystem:
         # Futures, not tasks: who is cancelled while it waits must not leave an actor that is half stopped.
         stops = [self.stop_soon(cell, grace) for cell in self._named(to)]
         return any([await stop for stop in stops])
+
+    async def drain(self, to: str | Ref[Any], *, timeout: float = 30.0) -> bool:
+        """Stop an actor, or all of a pool, after everything that is queued; new messages are refused at once.
+
+        Args:
+            to: its name or ref.
+            timeout: seconds; what is queued then becomes dead letters, as if it were stopped.
+
+        Returns:
+            whether the whole backlog was handled.
+        """
+        cells = self._named(to)
+        ends = [self.watch(cell.ref) for cell in cells]
+        lasts = [Last() for _ in cells]
+        for cell, last in zip(cells, lasts, strict=True):
+            with contextlib.suppress(Closed):  # it is stopping or draining already
+                cell.mailbox.seal(Envelope(last))
+        try:
+            async with asyncio.timeout(timeout):
+                for end in ends:
+                    await _wait(end)
+        except TimeoutError:
+            for cell in cells:
+                await self.stop(cell.ref)
+        return all(last.reached for last in lasts)
+
+    def suspend(self, to: str | Ref[Any]) -> bool:
+        """Let an actor, or all of a pool, take no more messages until :meth:`resume`; they wait in the mailbox.
+
+        On the home loop. Returns whether any of them was running.
+        """
+        return any(list(map(self._lifecycle.suspend, self._named(to))))
+
+    def resume(self, to: str | Ref[Any]) -> bool:
+        """Undo :meth:`suspend`. Returns whether any of them was suspended."""
+        return any(list(map(self._lifecycle.resume, self._named(to))))
+
+    def watch(self, to: str | Ref[Any]) -> Future[Terminated]:
+        """The future of the end of an actor: ``await system.watch("worker")``; soon, if it is gone already.
+
+        Raises:
+            DestinationNotFound: nothing has this name; a ref to what is gone can be watched.
+        """
+        future: Future[Terminated] = Future()
+        self._at_home(partial(self._one(to).watch, future, future.set))
+        return future
 
     def kill(self, to: str | Ref[Any]) -> None:
         """End what an actor, or all of a pool, is doing now; its supervisor treats that as a failure and restarts it.
@@ -177,12 +260,9 @@ class ActorSystem:
             KillRefused: the actor's lane cannot kill (threads).
         """
         for cell in self._named(to):
-            if threading.get_ident() == self._home:
-                self._kill(cell)
-            elif cell.lane.name == "thread":
-                cell.lane.kill(cell)
-            else:
-                self._on_loop(partial(self._kill, cell))
+            if cell.lane.name == "thread":
+                cell.lane.kill(cell)  # refused, here and now
+            self._at_home(partial(self._kill, cell))
 
     def _kill(self, cell: Cell) -> None:
         cell.lane.kill(cell)
@@ -194,7 +274,19 @@ class ActorSystem:
         if not isinstance(to, str):
             return (to._cell,)
         pool = self.table.pools.get(to)
-        return pool.cells if pool is not None and pool.cells else (self.resolve(to, None),)
+        if pool is not None and pool.members:
+            return pool.members
+        found = self.resolve(to, None)
+        return found.cells() if isinstance(found, Fanout) else (found,)
+
+    def _one(self, to: str | Ref[Any]) -> Cell:
+        """The cell that a ref or name means: one actor, no pool."""
+        if not isinstance(to, str):
+            return to._cell  # type: ignore[no-any-return]
+        cell = self.table.cells.get(to)
+        if cell is None:
+            raise DestinationNotFound(f"no actor is named {to!r}")
+        return cell
 
     def tree(self) -> tuple[ActorInfo, ...]:
         """Every actor with its children, state, restarts and mailbox."""
@@ -208,36 +300,50 @@ class ActorSystem:
 
     # --- the runtime that actors see ---
 
-    def resolve(self, to: str, message: Any) -> Cell:
-        """The cell behind a name. Raises DestinationNotFound or AgentUnavailable."""
+    def resolve(self, to: str, message: Any) -> Cell | Fanout:
+        """Who is behind a name. Raises DestinationNotFound or AgentUnavailable."""
         return self.table.find(to, message)
 
     def failed(self, cell: Cell, error: BaseException) -> None:
-        """A handler failed: the supervisor decides."""
-        self._supervisor.failed(cell, error)
+        """A handler failed: the lifecycle decides."""
+        self._lifecycle.failed(cell, error)
 
-    def stop_soon(self, cell: Cell, grace: float = GRACE) -> Future[bool]:
+    def stop_soon(self, cell: Cell, grace: float | None = None, *, by_itself: bool = False) -> Future[bool]:
         """Begin to stop an actor, from any thread."""
+        if threading.get_ident() == self._home:
+            return self._lifecycle.stop(cell, grace, by_itself=by_itself)
         future: Future[bool] = Future()
-
-        def answer(task: asyncio.Task[bool]) -> None:
-            error = None if task.cancelled() else task.exception()
-            if error is not None:
-                future.fail(error)
-            else:
-                future.set(not task.cancelled() and task.result())
+        cell.lane.pause(cell)  # now: the message in hand is the last one
 
         def begin() -> None:
-            self._supervisor.stop(cell, grace).add_done_callback(answer)
+            ended = self._lifecycle.stop(cell, grace, by_itself=by_itself)
+            ended.on_done(lambda: future.set(ended.value()))
 
-        if threading.get_ident() == self._home:
-            begin()
-        else:
-            try:
-                self.loop.call_soon_threadsafe(begin)
-            except RuntimeError:  # the loop is closed, so the actor is gone
-                future.set(False)
+        try:
+            self.loop.call_soon_threadsafe(begin)
+        except RuntimeError:  # the loop is closed, so the actor is gone
+            future.set(False)
         return future
+
+    def watch_for(self, to: str | Ref[Any], watcher: Cell) -> None:
+        """Tell one actor when another is gone."""
+        cell = self._one(to)
+
+        def tell(terminated: Terminated) -> None:
+            self._watched.get(watcher, set()).discard(cell)
+            with contextlib.suppress(ActorDead):
+                watcher.post_always(Envelope(terminated, None, cell.name), first=True)
+
+        def begin() -> None:
+            if watcher.state != "stopped":
+                self._watched.setdefault(watcher, set()).add(cell)
+                cell.watch(watcher, tell)
+
+        self._at_home(begin)
+
+    def unwatch_for(self, to: str | Ref[Any], watcher: Cell) -> None:
+        """Take that back."""
+        self._at_home(partial(self._one(to).unwatch, watcher))
 
     def after(self, seconds: float, callback: Callable[[], object]) -> Callable[[], None]:
         """Call back on the home loop; returns a function that takes it back. Both from any thread."""
@@ -248,6 +354,13 @@ class ActorSystem:
         # Runs on the loop after the line above has, so the handle is there.
         return lambda: self._on_loop(lambda: armed.pop().cancel())
 
+    def _at_home(self, callback: Callable[[], object]) -> None:
+        """Now, if this is the home thread; else soon, there."""
+        if threading.get_ident() == self._home:
+            callback()
+        else:
+            self._on_loop(callback)
+
     def _on_loop(self, callback: Callable[[], object]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: there are no timers any more
             self.loop.call_soon_threadsafe(callback)
@@ -255,16 +368,41 @@ class ActorSystem:
     def release(self, cell: Cell) -> None:
         """Forget a stopped actor."""
         self.table.remove(cell)
+        if cell.spec.kind.listed:
+            registry.unregister(cell.ref)
         if cell.parent is not None:
             cell.parent.children.pop(cell.name, None)
+        for end in self._observers.pop(cell, ()):
+            end()
+        for watched in self._watched.pop(cell, ()):
+            watched.unwatch(cell)
 
-    def subscribers(self, topic: str) -> list[Cell]:
-        """Who gets what is published to a topic."""
-        return list(self.table.topics.get(topic, ()))
+    def subscribers(self, topic: str) -> tuple[Cell, ...]:
+        """Who gets what is published to a topic. Raises ValueError if it is none."""
+        return self.table.topics.match(topic)
 
-    def subscribe(self, topic: str, cell: Cell) -> None:
-        """Add a subscriber."""
-        self.table.subscribe(topic, cell)
+    def subscribe(self, pattern: str, cell: Cell) -> None:
+        """Add a subscriber. Raises ValueError."""
+        self.table.topics.subscribe(pattern, cell)
+
+    def unsubscribe(self, pattern: str, cell: Cell) -> bool:
+        """Take one away; ``False`` if it was none."""
+        return self.table.topics.unsubscribe(pattern, cell)
+
+    def observe(self, cell: Cell, *kinds: type[Event]) -> None:
+        """Tell an actor of events, until it stops. What is caused by telling it is no news to it."""
+
+        def tell(event: Event) -> None:
+            here = current.get()
+            if here is None or here.receiver is not cell:
+                with contextlib.suppress(AgentUnavailable, MailboxFull):
+                    cell.mailbox.put(Envelope(event))
+
+        self._observers.setdefault(cell, []).append(self.bus.subscribe(tell, *kinds))
+
+    def gate(self, upstream: str) -> RateGate:
+        """The rate gate of an upstream; the same one for everybody in this system."""
+        return self._gates.gate(upstream)
 
     def new_trace_id(self) -> str:
         """32 hex digits."""
@@ -280,4 +418,30 @@ def _info(cell: Cell) -> ActorInfo:
         restarts=cell.restarts,
         mailbox=cell.mailbox.statistics(),
         children=tuple(_info(child) for child in cell.children.values()),
+    )
+
+
+async def _wait(future: Future[Any]) -> Any:
+    return await future
+
+
+def specify(
+    kind: type[Actor],
+    args: tuple[Any, ...] = (),
+    kwargs: dict[str, Any] | None = None,
+    keep: Keep = "transient",
+    grace: float = GRACE,
+) -> Spec:
+    """How to make an actor of a class, as the class says."""
+    return Spec(
+        kind=kind,
+        args=args,
+        kwargs=kwargs or {},
+        lane=kind.lane,
+        mailbox=kind.mailbox,
+        overflow=kind.overflow,
+        concurrency=kind.concurrency,
+        restart=kind.restart,
+        keep=keep,
+        grace=grace,
     )

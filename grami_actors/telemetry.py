@@ -102,12 +102,33 @@ class ToolCalled(Event, frozen=True):
 
 
 class DeadLetter(Event, frozen=True):
-    """A message that will not be handled, and why."""
+    """A message that will not be handled, and why. ``details`` is the traceback of a poison message."""
 
     to: str
     sender: str
     message: Any
     reason: str
+    details: str = ""
+
+
+class ActorSuspended(Event, frozen=True):
+    """The actor takes no messages until it is resumed."""
+
+    actor: str
+
+
+class ActorResumed(Event, frozen=True):
+    """The actor takes messages again."""
+
+    actor: str
+
+
+class SlowTurn(Event, frozen=True):
+    """A handler keeps the thread of the event loop, and everybody else on it, waiting. ``where`` is file and line."""
+
+    actor: str
+    where: str
+    seconds: float
 
 
 class ConnectionOpened(Event, frozen=True):
@@ -171,7 +192,12 @@ class Bus(dict[type[Event], tuple[Listener, ...]]):
     """Hands events to whoever subscribed to their kind. Subscribers run in the emitter's thread and must be quick.
 
     It is the dict of listeners by kind itself, so that ``Kind in bus`` costs no Python call where nobody listens.
+
+    Attributes:
+        timed: whether anybody listens to what happens for every message. Only then are messages looked at and timed.
     """
+
+    timed = False
 
     def subscribe(self, listener: Listener, *kinds: type[Event]) -> Callable[[], None]:
         """Call ``listener(event)`` for every event of these kinds (all, if none is named).
@@ -183,6 +209,7 @@ class Bus(dict[type[Event], tuple[Listener, ...]]):
         for kind in chosen:
             self[kind] = (*self.get(kind, ()), listener)
         subscribed = list(chosen)
+        self._changed()
 
         def unsubscribe() -> None:
             while subscribed:
@@ -193,8 +220,12 @@ class Bus(dict[type[Event], tuple[Listener, ...]]):
                     self[kind] = tuple(left)
                 else:
                     del self[kind]
+            self._changed()
 
         return unsubscribe
+
+    def _changed(self) -> None:
+        self.timed = MessageSent in self or MessageHandled in self
 
     def publish(self, event: Event) -> None:
         """Hand an event to its subscribers; one that raises is reported and hurts nobody else."""
@@ -206,6 +237,12 @@ class Bus(dict[type[Event], tuple[Listener, ...]]):
 
 
 # --- logging -----------------------------------------------------------------------------------------------
+
+
+def _dead(event: DeadLetter) -> str:
+    kind = type(event.message).__name__
+    return f"dead letter: {kind} from {event.sender or 'outside'} to {event.to}: {event.reason}"
+
 
 _LINES: dict[type[Event], tuple[str, Callable[[Any], str]]] = {
     Listening: ("INFO", lambda e: f"listening on {e.url}"),
@@ -228,9 +265,12 @@ _LINES: dict[type[Event], tuple[str, Callable[[Any], str]]] = {
         "DEBUG",
         lambda e: f"{e.actor} stopped{'; what it was doing could not be ended' * e.leaked}",
     ),
-    DeadLetter: (
+    DeadLetter: ("WARNING", lambda e: f"{_dead(e)}\n{e.details}".rstrip()),
+    ActorSuspended: ("INFO", lambda e: f"{e.actor} is suspended"),
+    ActorResumed: ("INFO", lambda e: f"{e.actor} goes on"),
+    SlowTurn: (
         "WARNING",
-        lambda e: f"dead letter: {type(e.message).__name__} from {e.sender or 'outside'} to {e.to}: {e.reason}",
+        lambda e: f"{e.actor} has kept the event loop waiting for {e.seconds * 1000:.0f} ms, at {e.where}",
     ),
     ToolCalled: (
         "DEBUG",
@@ -280,6 +320,7 @@ class Metrics:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram  # noqa: PLC0415
 
         self._registry = registry = CollectorRegistry()
+        self._finished: dict[tuple[str, str], tuple[Any, Any]] = {}
         self._depths = depths
         self._connections = Gauge("grami_connections", "Open connections", registry=registry)
         self._connected = Counter("grami_connections_opened", "Connections opened", registry=registry)
@@ -316,8 +357,14 @@ class Metrics:
         self._connected.inc()
 
     def _on_request(self, event: RequestFinished) -> None:
-        self._requests.labels(event.message_type, event.outcome).inc()
-        self._latency.labels(event.message_type).observe(event.duration)
+        # The library looks a labelled metric up under a lock, which costs more than to count.
+        key = event.message_type, event.outcome
+        counted = self._finished.get(key)
+        if counted is None:
+            counted = self._requests.labels(*key), self._latency.labels(event.message_type)
+            self._finished[key] = counted
+        counted[0].inc()
+        counted[1].observe(event.duration)
 
     def _on_tool(self, event: ToolCalled) -> None:
         self._calls.labels(event.tool, event.outcome).inc()

@@ -1,4 +1,4 @@
-"""Tools: typed functions that agents and clients call, each behind an actor of its own. Floor 8.
+"""Tools: typed functions that agents and clients call, each behind an actor of its own. Floor 11.
 
 A tool's JSON Schema is made from its signature, its arguments are checked against it, and it has a lane, a
 time limit and a concurrency limit. A tool named by its import path is imported when it is first used.
@@ -11,6 +11,7 @@ import contextlib
 import copy
 import importlib
 import inspect
+import math
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -18,13 +19,14 @@ from typing import Any, Generic, ParamSpec, TypeVar, get_type_hints, overload
 
 import msgspec
 
-from grami_actors.actor import Actor
-from grami_actors.cell import LaneName
+from grami_actors.actor import Actor, charge
 from grami_actors.errors import ErrorCode, GramiError, ProtocolError, ToolExecutionFailed, ToolTimeout
 from grami_actors.future import current, current_scope, describe
+from grami_actors.gates import RateGate
 from grami_actors.messages import Scope, ToolCall
-from grami_actors.model import Generate, Model
+from grami_actors.model import Generate, Model, Prompt
 from grami_actors.protocol import explain
+from grami_actors.spec import LaneName
 from grami_actors.telemetry import ToolCalled
 
 P = ParamSpec("P")
@@ -61,9 +63,12 @@ class Tool(Generic[P, R]):
             cancelled, a thread cannot be: it should look at ``cancelled()``.
         concurrency: how many calls may run at the same time; more wait in the mailbox.
         mailbox: how many calls may wait.
+        upstream: the service that it calls. When one call fails with :class:`~grami_actors.errors.RateLimited`, it and
+            all others to that service wait until the service takes calls again, or fail if that is after their
+            deadline.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the options of a decorator
         self,
         source: Callable[P, R] | str,
         *,
@@ -72,6 +77,7 @@ class Tool(Generic[P, R]):
         timeout: float = TIMEOUT,
         concurrency: int = 1,
         mailbox: int = 1_000,
+        upstream: str | None = None,
     ) -> None:
         if timeout <= 0 or concurrency < 1 or mailbox < 1:
             raise ValueError("a tool's timeout is more than 0 seconds, its concurrency and mailbox at least 1")
@@ -94,6 +100,7 @@ class Tool(Generic[P, R]):
         self.timeout = timeout
         self.concurrency = concurrency
         self.mailbox = mailbox
+        self.upstream = upstream
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the plain function, here and now."""
@@ -168,6 +175,7 @@ def tool(
     timeout: float = TIMEOUT,
     concurrency: int = 1,
     mailbox: int = 1_000,
+    upstream: str | None = None,
 ) -> Callable[[Callable[P, R]], Tool[P, R]]: ...
 
 
@@ -245,13 +253,18 @@ class ToolActor(Actor):
             raise ProtocolError(f"{self.name} takes messages of type 'tool_call'", code=ErrorCode.UNKNOWN_TYPE)
         if self._tool.lane == "loop" and not self._tool.loaded:
             return self._load_and_run(call)
-        return self._run(call)
+        return self._run_gated(call)
 
     async def _load_and_run(self, call: ToolCall) -> Any:
         with contextlib.suppress(Exception):  # the call itself says what is wrong
             await asyncio.to_thread(self._tool.load)
-        result = self._run(call)
+        result = self._run_gated(call)
         return await result if inspect.isawaitable(result) else result
+
+    def _run_gated(self, call: ToolCall) -> Any:
+        if self._tool.upstream is None:
+            return self._run(call)
+        return pass_gate(self.gate(self._tool.upstream), partial(self._run, call))
 
     def _run(self, call: ToolCall) -> Any:
         run = _Run(self, self._tool)
@@ -273,10 +286,9 @@ class _Run:
         self._actor = actor
         self._tool = served
         self._begun_at = actor._cell.now()
-        delivery = current.get()
-        envelope = None if delivery is None else delivery.envelope
+        envelope = current.get()
         self._caller = "" if envelope is None else envelope.sender
-        self._waited = 0.0 if envelope is None else self._begun_at - envelope.sent_at
+        self._waited = self._begun_at - envelope.sent_at if envelope is not None and envelope.sent_at else 0.0
         if envelope is not None and envelope.reply_to is None:
             # A tell shares its scope with its sender, whose request must not end with this call's time limit.
             envelope.scope = Scope(envelope.scope)
@@ -325,6 +337,33 @@ def _nothing() -> None:
     """There is no timer to disarm."""
 
 
+async def pass_gate(gate: RateGate, work: Callable[[], Any], may_repeat: Callable[[], bool] = lambda: True) -> Any:
+    """Do what an upstream may refuse for a while, when it takes calls.
+
+    Args:
+        gate: the upstream's.
+        work: what is to be done; its result may be awaitable.
+        may_repeat: whether it can be done again after the upstream refused it.
+    """
+    scope = current_scope()
+    while True:
+        await gate.admit(math.inf if scope is None else scope.deadline)
+        try:
+            result = work()
+            if inspect.isawaitable(result):
+                result = await result
+        except GramiError as error:
+            if error.error_code != ErrorCode.UPSTREAM_RATE_LIMITED:
+                gate.succeeded()
+                raise
+            gate.park((error.retry_after_ms or 1000) / 1000)
+            if not may_repeat():
+                raise
+        else:
+            gate.succeeded()
+            return result
+
+
 class ModelActor(Actor):
     """Runs a swarm's language model like any other tool: supervised, and opened anew after it died."""
 
@@ -348,11 +387,17 @@ class ModelActor(Actor):
         """Write: every piece is emitted, the whole text is the answer."""
         if type(message) is not Generate:
             raise ProtocolError(f"{self.name} takes messages of type 'generate'", code=ErrorCode.UNKNOWN_TYPE)
-        pieces = []
-        async for piece in self._model.stream(message.prompt):
-            pieces.append(piece)
-            self.emit(piece)
+        pieces: list[str] = []
+        await pass_gate(
+            self.gate(f"model:{self._model.name}"), partial(self._write, message.prompt, pieces), lambda: not pieces
+        )
         return "".join(pieces)
+
+    async def _write(self, prompt: Prompt, pieces: list[str]) -> None:
+        async for piece in self._model.stream(prompt):
+            pieces.append(piece)
+            charge(tokens=1)  # a piece is a token, or close to it: models do not count while they write
+            self.emit(piece)
 
     async def on_failure(self, *_: Any) -> None:
         """Clear away what is left of the model that died."""

@@ -74,6 +74,12 @@ async def running(**options: Any) -> AsyncIterator[ActorSystem]:
         yield system
 
 
+async def turns_until(condition: Callable[[], Any]) -> None:
+    """Let the loop go round until something is so that no event tells of."""
+    while not condition():  # noqa: ASYNC110 - there is no event to wait for
+        await asyncio.sleep(0)
+
+
 class Signal(threading.Event):
     """An event that threads and coroutines of any loop can wait for."""
 

@@ -201,7 +201,9 @@ def test_an_agent_has_at_least_one_instance(instances: int) -> None:
         class Nobody(Agent, instances=instances): ...
 
 
-@pytest.mark.parametrize("option", [{"lane": "process"}, {"overflow": "explode"}, {"concurrency": 0}, {"mailbox": 0}])
+@pytest.mark.parametrize(
+    "option", [{"lane": "moon"}, {"pool": "lottery"}, {"overflow": "explode"}, {"concurrency": 0}, {"mailbox": 0}]
+)
 def test_an_option_with_a_value_that_cannot_be_is_refused_where_it_stands(option: dict[str, Any]) -> None:
     with pytest.raises((TypeError, ValueError)):
 

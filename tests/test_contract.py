@@ -1035,7 +1035,7 @@ async def test_a_hook_that_swallows_its_cancellation_does_not_hold_up_the_stop(m
                 with contextlib.suppress(asyncio.CancelledError):
                     await over.wait()
 
-    monkeypatch.setattr("grami_actors.supervisor.SHORT_GRACE", 0.01)
+    monkeypatch.setattr("grami_actors.lifecycle.SHORT_GRACE", 0.01)
     async with running() as system:
         events = Recorder(system, ActorStopped)
         ref = await system.spawn(Stubborn)

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grami_actors import future as future_module
+from grami_actors.deadlines import Deadlines
 from grami_actors.errors import (
     AgentExecutionFailed,
     Cancelled,
@@ -27,29 +28,44 @@ from grami_actors.errors import (
     MailboxFull,
     WouldDeadlock,
 )
-from grami_actors.future import STREAM_BUFFER, AskTimeout, Future, Party, Stream, describe, details, only_answer
-from grami_actors.messages import Scope
+from grami_actors.future import STREAM_BUFFER, AskTimeout, Future, Stream, describe, details, only_answer
+from grami_actors.messages import Envelope, Scope
 from tests.test_messages import Switch
+
+
+class Busy:
+    """A lane that has no use for the time of others."""
+
+    def lend(self, future: Any) -> None:
+        """Take no turn."""
 
 
 class Asked:
     """Whom a future waits for; its clock stands still."""
 
     name = "writer"
+    lane = Busy()
     concurrency = 1
 
     def __init__(self) -> None:
-        self.waits: dict[Any, Party] = {}
+        self.at_work: Envelope | None = None
+        self.waits: dict[Future[Any], Envelope] = {}
 
     def now(self) -> float:
         return 100.0
 
 
 def asked(kind: type[Future[Any]] = Future, *, deadline: float = math.inf, inside: bool = False) -> tuple[Any, Scope]:
-    """A future of an ask, and the ask's scope."""
-    made, scope = kind(), Scope(deadline=deadline)
-    made.bind(Asked(), scope, inside=inside)
-    return made, scope
+    """A future of an ask, and the ask's scope, which is the future itself."""
+    made = kind()
+    made.bind(Asked(), None, deadline, inside=inside)
+    return made, made
+
+
+def watched(future: Future[Any]) -> Future[Any]:
+    """As the system does with every ask: its deadline is seen to by the running loop."""
+    Deadlines(asyncio.get_running_loop(), Asked().now).add(future, future.deadline - Asked().now())
+    return future
 
 
 @pytest.fixture
@@ -72,6 +88,10 @@ def together(*calls: Callable[[], Any]) -> list[Any]:
 
 async def value_of(future: Future[Any]) -> Any:
     return await future
+
+
+async def value_in_time(future: Future[Any]) -> Any:
+    return await watched(future)
 
 
 # --- settling ---
@@ -209,6 +229,44 @@ def test_an_answer_is_noticed_at_whatever_instruction_of_the_wait_it_comes() -> 
     assert moment > 5
 
 
+class Lingering:
+    """A lock whose holder, on the thread that is named, does not go on after it has let go."""
+
+    def __init__(self) -> None:
+        self.lock, self.released, self.go = threading.Lock(), threading.Event(), threading.Event()
+        self.thread: threading.Thread | None = None
+
+    def __enter__(self) -> None:
+        self.lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+        if threading.current_thread() is self.thread:
+            self.released.set()
+            assert self.go.wait(10)
+
+
+def test_a_wait_may_end_at_whatever_instruction_the_answer_tells_those_who_wait() -> None:
+    for moment in itertools.count(1):
+        future, lingering = Future[Any](), Lingering()
+        future._lock = lingering  # type: ignore[assignment]
+        waiter = threading.Event().set
+        future._add_waiter(waiter)
+        lingering.thread = threading.Thread(target=future.set_result, args=(1,))
+        lingering.thread.start()
+        assert lingering.released.wait(10)
+        finish = lambda lingering=lingering: (lingering.go.set(), lingering.thread.join(10))  # noqa: E731 - as short as it gets
+        try:
+            with Switch(Future._remove_waiter, moment, threading.Lock(), finish) as switch:
+                future._remove_waiter(waiter)
+        finally:
+            finish()
+        assert future.get() == 1, f"at instruction {moment}"
+        if not switch.happened:
+            break
+    assert moment > 5
+
+
 async def test_a_wait_that_is_given_up_leaves_the_others_waiting() -> None:
     future, _ = asked()
     waiting = asyncio.create_task(value_of(future))
@@ -259,13 +317,13 @@ def test_gets_that_timed_out_leave_nothing_behind() -> None:
 def test_a_deadline_that_passed_ends_every_wait_and_cancels_the_ask(kind: type[Future[Any]], on_loop: bool) -> None:
     future, scope = asked(kind, deadline=99.0)
     with pytest.raises(AskTimeout, match="writer did not answer before the deadline; the outcome is unknown"):
-        asyncio.run(value_of(future)) if on_loop else future.get(timeout=None)
+        asyncio.run(value_in_time(future)) if on_loop else future.get(timeout=None)
     assert isinstance(scope.reason, DeadlineExceeded)
     assert issubclass(AskTimeout, pykka.Timeout)
 
 
 def test_a_deadline_that_passes_while_the_request_is_cancelled_still_gives_an_answer() -> None:
-    future, scope = Future[Any](), Scope(deadline=99.0)
+    future, request = Future[Any](), Scope(deadline=99.0)
     seen: list[BaseException] = []
 
     def look(_: GramiError) -> None:  # what another thread sees between the reason and this future's callback
@@ -273,9 +331,9 @@ def test_a_deadline_that_passes_while_the_request_is_cancelled_still_gives_an_an
             future.get()
         seen.append(raised.value)
 
-    scope.on_cancel(look)
-    future.bind(Asked(), scope, inside=False)
-    scope.cancel()
+    request.on_cancel(look)
+    future.bind(Asked(), request, math.inf, inside=False)
+    request.cancel()
     assert len(seen) == 1
 
 
@@ -296,7 +354,7 @@ def test_cancelling_a_future_cancels_its_ask_and_what_that_caused() -> None:
 def test_a_cancelled_request_ends_the_wait_for_what_it_asked() -> None:
     root = Scope()
     future: Future[Any] = Future()
-    future.bind(Asked(), Scope(root), inside=True)
+    future.bind(Asked(), root, math.inf, inside=True)
     root.cancel(Cancelled("the client left"))
     with pytest.raises(Cancelled, match="the client left"):
         future.get()
@@ -316,7 +374,8 @@ async def test_whoever_is_cancelled_while_it_waits_cancels_the_ask() -> None:
 def test_an_answered_ask_leaves_its_request(by_error: bool) -> None:
     root = Scope()
     future: Future[Any] = Future()
-    future.bind(Asked(), Scope(root), inside=False)
+    future.bind(Asked(), root, math.inf, inside=False)
+    assert root._children == {future}
     future.fail(KeyError()) if by_error else future.set_result(1)
     assert not root._children
 
@@ -598,6 +657,7 @@ async def test_a_deadline_ends_a_stream_after_what_had_come() -> None:
     stream, _ = asked(Stream, deadline=100.0)
     stream.emit("in time")
     read: list[Any] = []
+    watched(stream)
     with pytest.raises(AskTimeout):
         await all_of(stream, read)
     assert read == ["in time"]
@@ -651,7 +711,8 @@ class Gauge:
 def test_progress_of_a_streamed_ask_goes_to_the_client_and_its_chunks_do_not() -> None:
     gauge = Gauge()
     stream: Stream[Any] = Stream()
-    stream.bind(Asked(), Scope(Scope(sink=gauge), sink=stream), inside=True)
+    stream.bind(Asked(), Scope(sink=gauge), math.inf, inside=True)
+    assert stream.sink is stream
     stream.started("writer")
     stream.emit("chunk")
     stream.progress(0.5, "half")

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from grami_actors import mailbox as mailbox_module
 from grami_actors.errors import MailboxFull
 from grami_actors.mailbox import Closed, Mailbox, Overflow
 from grami_actors.messages import Envelope
@@ -32,8 +34,9 @@ class Model(RuleBasedStateMachine):
         self.mailbox = Mailbox(self.wake, capacity, overflow, eager=eager)
         self.capacity, self.overflow, self.eager = capacity, overflow, eager
         self.queue: deque[Envelope] = deque()
+        self.first: deque[Envelope] = deque()
         self.parked: deque[Envelope] = deque()
-        self.closed = False
+        self.closed = self.ended = False
         self.wakes = 0
         self.asleep = True  # nobody takes until there is a wake
         self.forced = self.peak = 0
@@ -52,46 +55,94 @@ class Model(RuleBasedStateMachine):
     def end(self, envelope: Envelope, fate: str) -> None:
         self.fates[envelope.message].append(fate)
 
-    @rule(target=envelopes, park=st.booleans(), force=st.booleans())
-    def put(self, park: bool, force: bool) -> Envelope:
+    def written(self) -> tuple[Envelope, Callable[[], None]]:
+        """One envelope more, and what its sender is told by if it waits for room."""
         number = len(self.fates)
-        envelope = Envelope(number)
         self.fates[number] = []
 
         def admitted() -> None:
             assert not self.mailbox._lock.locked()
             self.told[number] += 1
 
-        full, before, asleep = len(self.queue) >= self.capacity, self.wakes, self.asleep
-        self.overtaking |= bool(self.parked) and (force or (not park and self.overflow == "drop_oldest"))
+        return Envelope(number), admitted
+
+    @property
+    def full(self) -> bool:
+        return len(self.queue) >= self.capacity
+
+    @property
+    def lies(self) -> bool:
+        """Whether there is something to take."""
+        return bool(self.first or self.queue)
+
+    @rule(target=envelopes)
+    def put(self) -> Envelope:
+        envelope, _ = self.written()
+        full, before, asleep = self.full, self.wakes, self.asleep
         try:
-            displaced = self.mailbox.put(envelope, park=admitted if park else None, force=force)
+            displaced = self.mailbox.put(envelope)
         except Closed:
             assert self.closed
             self.end(envelope, "refused")
             return envelope
         except MailboxFull:
             assert full
-            assert (self.closed, force, park) == (False, False, False)
+            assert not self.closed
             assert self.overflow in {"reject", "wait"}
             self.end(envelope, "refused")
             return envelope
         assert not self.closed
-        if full and park and not force:
-            assert displaced is None
-            self.parked.append(envelope)
-            return envelope
-        if full and not force:
+        if full:
             assert displaced is not None
             assert displaced is (envelope if self.overflow == "drop_newest" else self.queue.popleft())
             self.end(displaced, "displaced")
+            self.overtaking |= bool(self.parked) and displaced is not envelope
         else:
             assert displaced is None
         if displaced is not envelope:
             self.queue.append(envelope)
-            self.forced += force
-            self.expected_told[number] += park
             assert self.wakes - before == (self.eager or asleep)  # one wake for a whole burst
+        return envelope
+
+    @rule(target=envelopes)
+    def park(self) -> Envelope:
+        envelope, admitted = self.written()
+        full, before, asleep = self.full, self.wakes, self.asleep
+        try:
+            self.mailbox.park(envelope, admitted)
+        except Closed:
+            assert self.closed
+            self.end(envelope, "refused")
+            return envelope
+        assert not self.closed
+        if full:
+            self.parked.append(envelope)
+            assert self.wakes == before
+        else:
+            self.queue.append(envelope)
+            self.expected_told[envelope.message] += 1
+            assert self.wakes - before == (self.eager or asleep)
+        return envelope
+
+    @rule(target=envelopes, first=st.booleans())
+    def put_whatever_the_bound(self, first: bool) -> Envelope:
+        envelope, _ = self.written()
+        before, asleep = self.wakes, self.asleep
+        try:
+            (self.mailbox.put_first if first else self.mailbox.put_any)(envelope)
+        except Closed:
+            assert self.closed
+            self.end(envelope, "refused")
+            return envelope
+        assert not self.ended
+        assert first or not self.closed  # what comes first may belong to the backlog of one that is sealed
+        assert self.wakes - before == (self.eager or asleep)
+        if first:
+            self.first.append(envelope)
+        else:
+            self.overtaking |= bool(self.parked)
+            self.forced += 1
+            self.queue.append(envelope)
         return envelope
 
     @rule()
@@ -99,31 +150,37 @@ class Model(RuleBasedStateMachine):
         before = self.wakes
         envelope = self.mailbox.take()
         if envelope is None:
-            assert not self.queue
+            assert not self.lies
             self.asleep = True
             return
-        assert envelope is self.queue.popleft()
         self.end(envelope, "taken")
+        if self.first:
+            assert envelope is self.first.popleft()
+            assert self.wakes == before
+            return
+        assert envelope is self.queue.popleft()
         self.taken.append(envelope.message)
-        if self.parked:
-            admitted = self.parked.popleft()
-            self.queue.append(admitted)
-            self.expected_told[admitted.message] += 1
-            assert self.wakes - before == int(self.eager)
+        if self.parked and not self.full:
+            self.admit(before)
+
+    def admit(self, wakes: int) -> None:
+        admitted = self.parked.popleft()
+        self.queue.append(admitted)
+        self.expected_told[admitted.message] += 1
+        assert self.wakes - wakes == int(self.eager)
 
     @rule(envelope=envelopes)
     def withdraw(self, envelope: Envelope) -> None:
         parked = any(each is envelope for each in self.parked)
         queued = any(each is envelope for each in self.queue)
+        before = self.wakes
         assert self.mailbox.withdraw(envelope) is (parked or queued)
         if parked:
             self.parked = deque(each for each in self.parked if each is not envelope)
         elif queued:
             self.queue = deque(each for each in self.queue if each is not envelope)
-            if self.parked:
-                admitted = self.parked.popleft()
-                self.queue.append(admitted)
-                self.expected_told[admitted.message] += 1
+            if self.parked and not self.full:
+                self.admit(before)
         if parked or queued:
             self.end(envelope, "withdrawn")
 
@@ -136,8 +193,33 @@ class Model(RuleBasedStateMachine):
     def nudge(self) -> None:
         before = self.wakes
         self.mailbox.nudge()
-        assert self.wakes - before == bool(self.queue)
-        self.asleep |= not self.queue
+        assert self.wakes - before == self.lies
+        self.asleep |= not self.lies
+
+    @rule()
+    def measure(self) -> None:
+        self.mailbox.measure()
+        self.peak = max(self.peak, len(self.queue))
+
+    @precondition(lambda self: len(self.fates) > 6)
+    @rule(target=envelopes)
+    def seal(self) -> Envelope:
+        envelope, _ = self.written()
+        before, asleep = self.wakes, self.asleep
+        try:
+            self.mailbox.seal(envelope)
+        except Closed:
+            assert self.closed
+            self.end(envelope, "refused")
+            return envelope
+        assert not self.closed
+        assert self.wakes - before == (self.eager or asleep)
+        self.expected_told.update(each.message for each in self.parked)
+        self.queue.extend((*self.parked, envelope))
+        self.forced += 1 + len(self.parked)
+        self.parked.clear()
+        self.closed = True
+        return envelope
 
     @precondition(lambda self: len(self.fates) > 10)
     @rule()
@@ -146,17 +228,18 @@ class Model(RuleBasedStateMachine):
 
     def close_now(self) -> None:
         left = self.mailbox.close()
-        assert [id(each) for each in left] == [id(each) for each in (*self.queue, *self.parked)]
+        assert [id(each) for each in left] == [id(each) for each in (*self.first, *self.queue, *self.parked)]
         for envelope in left:
             self.end(envelope, "handed back")
         self.expected_told.update(each.message for each in self.parked)
+        self.first.clear()
         self.queue.clear()
         self.parked.clear()
-        self.closed = True
+        self.closed = self.ended = True
 
     @invariant()
     def nobody_sleeps_while_mail_waits(self) -> None:
-        assert not (self.asleep and self.queue)
+        assert not (self.asleep and self.lies)
 
     @invariant()
     def the_bound_is_kept_by_all_that_were_not_forced(self) -> None:
@@ -174,12 +257,12 @@ class Model(RuleBasedStateMachine):
     @invariant()
     def what_it_says_of_itself_is_true(self) -> None:
         statistics = self.mailbox.statistics()
-        self.peak = max(self.peak, len(self.queue))
-        assert len(self.mailbox) == statistics.depth == len(self.queue)
-        assert self.mailbox.empty() is not bool(self.queue)
+        assert len(self.mailbox) == len(self.queue)
+        assert statistics.depth == len(self.first) + len(self.queue)
+        assert self.first or self.mailbox.empty() is not bool(self.queue)
         assert self.mailbox.closed is self.closed
         assert (statistics.parked, statistics.capacity) == (len(self.parked), self.capacity)
-        assert statistics.peak == self.peak
+        assert statistics.peak == max(self.peak, statistics.depth)
 
     def teardown(self) -> None:
         if hasattr(self, "mailbox"):
@@ -241,8 +324,8 @@ def crowded(room: int) -> Mailbox:
 def test_the_one_that_is_withdrawn_is_the_one_that_goes(room: int) -> None:
     mailbox, told = crowded(room), [].clear
     earlier, later = Envelope("same"), Envelope("same")
-    mailbox.put(earlier, park=told)
-    mailbox.put(later, park=told)
+    mailbox.park(earlier, told)
+    mailbox.park(later, told)
     assert mailbox.withdraw(later)
     assert mailbox.close()[1] is earlier
     assert not mailbox.withdraw(later)
@@ -252,8 +335,8 @@ def test_the_one_that_is_withdrawn_is_the_one_that_goes(room: int) -> None:
 def test_withdrawing_compares_no_messages(room: int) -> None:
     mailbox = crowded(room)
     mine = Envelope(Contrary())
-    mailbox.put(Envelope(Contrary()), park=lambda: None)
-    mailbox.put(mine, park=lambda: None)
+    mailbox.park(Envelope(Contrary()), lambda: None)
+    mailbox.park(mine, lambda: None)
     assert mailbox.withdraw(mine)
 
 
@@ -295,6 +378,136 @@ def test_a_message_is_refused_or_handed_back_at_whatever_instruction_of_its_put_
     assert moment > 5
 
 
+PARTS = {
+    function.__code__
+    for function in (*vars(Mailbox).values(), vars(mailbox_module)["_drained"])
+    if hasattr(function, "__code__") and function is not Mailbox.__init__
+}
+
+
+class SwitchAnywhere(Switch):
+    """The same at the n-th instruction of anything that belongs to the mailbox."""
+
+    def __init__(self, moment: int, lock: Any, act: Callable[[], object]) -> None:
+        super().__init__(Mailbox.put, moment, lock, act)
+
+    def _trace(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if self.happened or frame.f_code not in PARTS:
+            return None if self.happened else self._pass
+        self._code = frame.f_code
+        return super()._trace(frame, event, argument)
+
+    def _pass(self, *_: Any) -> None:
+        """Nothing of a function that is not ours, but of those that it calls."""
+
+
+class Meeting:
+    """One mailbox with room for one, whose lane is played here, and a fate for everything that was put."""
+
+    def __init__(self, overflow: Overflow, before: str) -> None:
+        self.mailbox = Mailbox(self.wake, 1, overflow)
+        self.turns = 0
+        self.fates: dict[Any, list[str]] = {}
+        self.parked: set[Any] = set()
+        self.told: Counter[Any] = Counter()
+        self.resident = Envelope("resident")
+        self.fates["resident"] = []
+        self.mailbox.put(self.resident)
+        if before == "idle":
+            self.turn()
+        elif before == "busy":  # the last message was taken, and the lane will come back for more
+            self.take()
+        elif before == "crowded":
+            self.park("early")
+
+    def wake(self) -> None:
+        self.turns += 1
+
+    def end(self, envelope: Envelope, fate: str) -> None:
+        self.fates[envelope.message].append(fate)
+
+    def send(self, name: Any, how: Callable[[Envelope], Envelope | None]) -> None:
+        envelope = Envelope(name)
+        self.fates[name] = []
+        try:
+            displaced = how(envelope)
+        except (Closed, MailboxFull):
+            self.end(envelope, "refused")
+            self.parked.discard(name)
+        else:
+            if displaced is not None:
+                self.end(displaced, "displaced")
+
+    def put(self, name: str) -> None:
+        self.send(name, self.mailbox.put)
+
+    def park(self, name: str) -> None:
+        self.parked.add(name)
+        self.send(name, lambda envelope: self.mailbox.park(envelope, lambda: self.told.update([name])))
+
+    def put_any(self, name: str) -> None:
+        self.send(name, self.mailbox.put_any)
+
+    def put_first(self, name: str) -> None:
+        self.send(name, self.mailbox.put_first)
+
+    def seal(self, name: str) -> None:
+        self.send(name, self.mailbox.seal)
+
+    def take(self, _: str = "") -> None:
+        self.turns = 0
+        envelope = self.mailbox.take()
+        if envelope is not None:
+            self.end(envelope, "taken")
+            self.turns += 1  # it goes on
+
+    def withdraw(self, _: str) -> None:
+        if self.mailbox.withdraw(self.resident):
+            self.end(self.resident, "withdrawn")
+
+    def close(self, _: str = "") -> None:
+        for envelope in self.mailbox.close():
+            self.end(envelope, "handed back")
+
+    def turn(self) -> None:
+        """As a lane does: until it is idle, and again when it is woken."""
+        while self.turns:
+            self.take()
+
+    def check(self) -> None:
+        self.turn()
+        waiting = self.mailbox.statistics()
+        assert (waiting.depth, waiting.parked) == (0, 0), "mail waits, and nobody was woken"
+        self.close()
+        assert [(name, fates) for name, fates in self.fates.items() if len(fates) != 1] == []
+        assert self.told == Counter(self.parked), "who waits for room is told exactly once"
+
+
+CALLS = ("put", "park", "put_any", "put_first", "take", "withdraw", "seal", "close")
+
+
+@pytest.mark.parametrize("before", ["idle", "busy", "full", "crowded"])
+@pytest.mark.parametrize("overflow", ["wait", "drop_oldest"])
+@pytest.mark.parametrize("second", CALLS)
+@pytest.mark.parametrize("first", CALLS)
+def test_everything_has_one_fate_and_is_taken_at_whatever_instruction_of_one_call_another_comes(
+    first: str, second: str, overflow: Overflow, before: str
+) -> None:
+    if (first, second) == ("take", "take"):
+        return  # a mailbox that several take from is an eager one
+    for moment in itertools.count(1):
+        meeting = Meeting(overflow, before)
+        with SwitchAnywhere(moment, meeting.mailbox._lock, lambda: getattr(meeting, second)("other")) as switch:  # noqa: B023
+            getattr(meeting, first)("one")
+        if not switch.happened:
+            break
+        try:
+            meeting.check()
+        except AssertionError as wrong:
+            raise AssertionError(f"at instruction {moment}") from wrong
+    assert moment > 5
+
+
 SENDERS, EACH = 8, 1_000
 
 
@@ -327,9 +540,12 @@ class Traffic:
         start.wait(10)
         for number in range(EACH):
             envelope = Envelope((sender, number))
-            park = (lambda at=envelope.message: self.told.append(at)) if sender % 2 else None
+            displaced = None
             try:
-                displaced = self.mailbox.put(envelope, park=park)
+                if sender % 2:
+                    self.mailbox.park(envelope, lambda at=envelope.message: self.told.append(at))
+                else:
+                    displaced = self.mailbox.put(envelope)
             except (Closed, MailboxFull):
                 self.end(envelope, "refused")
             else:

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grami_actors.actor import Actor
-from grami_actors.cell import Cell, Spec
+from grami_actors.cell import Cell
 from grami_actors.errors import AgentUnavailable, DestinationNotFound, NameTaken
 from grami_actors.future import Future
 from grami_actors.lanes.loop import LoopLane
 from grami_actors.messages import Envelope, Message
-from grami_actors.router import Forward, Pool, RoutingTable
+from grami_actors.router import Forward, RoutingTable
+from grami_actors.spec import Spec
 from grami_actors.system import ActorSystem
 from tests.conftest import running
 
@@ -48,9 +49,7 @@ def cells(count: int) -> Iterator[list[Cell]]:
     """Cells of actors that run, on a loop that does not: what they are sent stays in their mailboxes."""
     loop, system = asyncio.new_event_loop(), ActorSystem()
     try:
-        made = [
-            Cell(system, LoopLane(loop, system.now), Spec(Keeper), f"w-{n}", f"urn:{n}", None) for n in range(count)
-        ]
+        made = [Cell(system, LoopLane(loop, system.now), Spec(Keeper), f"w-{n}", n, None) for n in range(count)]
         for cell in made:
             cell.state = "running"
         yield made
@@ -58,68 +57,7 @@ def cells(count: int) -> Iterator[list[Cell]]:
         loop.close()
 
 
-def pool_of(members: list[Cell]) -> Pool:
-    table = RoutingTable()
-    for cell in members:
-        table.join("pool", cell)
-    return table.pools["pool"]
-
-
 # --- pools ---
-
-STATES = ["running", "restarting", "paused"]  # the sooner one can take a message, the further in front it stands
-loads = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.sampled_from(STATES)), min_size=1, max_size=6)
-
-
-@given(loads)
-def test_a_pool_picks_the_one_with_the_least_to_do_of_those_that_run(wanted: list[tuple[int, int, str]]) -> None:
-    with cells(len(wanted)) as members:
-        for cell, (queued, working, state) in zip(members, wanted, strict=True):
-            for _ in range(queued):
-                cell.mailbox.put(Envelope(None))
-            cell.working = working
-            cell.state = state
-        pool = pool_of(members)
-        if all(state == "paused" for _, _, state in wanted):
-            with pytest.raises(AgentUnavailable, match="pool failed too often and rests"):
-                pool.pick()
-            return
-        picked = pool.pick()
-        expected = min((STATES.index(state), queued + working) for queued, working, state in wanted)
-        assert (STATES.index(picked.state), len(picked.mailbox) + picked.working) == expected
-
-
-@given(st.integers(1, 6), st.integers(1, 4))
-def test_equals_take_turns_so_that_everyone_has_one_before_anyone_has_two(count: int, rounds: int) -> None:
-    with cells(count) as members:
-        pool = pool_of(members)
-        for _ in range(rounds):
-            assert {pool.pick().name for _ in range(count)} == {cell.name for cell in members}
-
-
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=5), st.integers(1, 40))
-def test_messages_that_nobody_takes_fill_the_mailboxes_evenly(before: list[int], more: int) -> None:
-    with cells(len(before)) as members:
-        for cell, queued in zip(members, before, strict=True):
-            for _ in range(queued):
-                cell.mailbox.put(Envelope(None))
-        pool = pool_of(members)
-        for _ in range(more):
-            pool.pick().mailbox.put(Envelope(None))
-        depths = [len(cell.mailbox) for cell in members]
-        assert sum(depths) == sum(before) + more
-        grown = [depth for depth, queued in zip(depths, before, strict=True) if depth > queued]
-        assert max(grown) - min(depths) <= 1
-
-
-@given(st.integers(2, 5), st.integers(0, 5))
-def test_equals_take_turns_also_when_another_is_busy(equals: int, busy: int) -> None:
-    with cells(equals + 1) as members:
-        busy %= equals + 1
-        members[busy].working = 10
-        pool = pool_of(members)
-        picked = [pool.pick() for _ in range(equals)]
-        assert len({cell.name for cell in picked}) == equals
 
 
 def test_the_name_of_a_pool_answers_also_when_all_its_members_are_gone() -> None:
@@ -172,9 +110,9 @@ def test_a_name_has_one_holder_and_is_free_when_that_one_is_gone() -> None:
     with cells(2) as (first, second):
         second.name = first.name
         table.claim("w-0", first)
-        for cell in (first, second):
-            with pytest.raises(NameTaken, match="'w-0' is taken"):
-                table.claim("w-0", cell)
+        table.claim("w-0", first)  # it has it already
+        with pytest.raises(NameTaken, match="'w-0' is taken"):
+            table.claim("w-0", second)
         table.remove(second)
         assert table.find("w-0", None) is first
         table.remove(first)
@@ -206,21 +144,24 @@ def test_a_topic_has_each_subscriber_once_in_order_until_it_is_removed(steps: li
         for step, number, topic in steps:
             cell = members[number]
             if step == "join":
-                table.subscribe(topic, cell)
+                table.topics.subscribe(topic, cell)
                 expected[topic] += [cell] * (cell not in expected[topic])
             else:
                 table.remove(cell)
                 expected = {name: [each for each in found if each is not cell] for name, found in expected.items()}
-            assert {name: list(table.topics.get(name, ())) for name in expected} == expected
+            assert {name: list(table.topics.match(name)) for name in expected} == expected
 
 
 def test_what_is_removed_leaves_nothing_behind() -> None:
     table = RoutingTable()
     with cells(1) as (cell,):
         table.claim(cell.name, cell)
-        table.subscribe("a topic of one conversation", cell)
+        table.topics.subscribe("a.topic.of.one.conversation", cell)
+        table.topics.subscribe("a.topic.*", cell)
+        table.join("pool", cell)
         table.remove(cell)
-    assert (table.cells, table.topics) == ({}, {})
+        assert (table.cells, table.pools["pool"].members) == ({}, ())
+        assert (table.topics._subscribed, table.topics._patterns, table.topics._root.children) == ({}, {}, {})
 
 
 def test_a_name_that_is_free_again_is_not_public_for_its_next_holder() -> None:

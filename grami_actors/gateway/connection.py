@@ -1,4 +1,4 @@
-"""One client, as an actor: frames in, answers out. Floor 9.
+"""One client, as an actor: frames in, answers out. Floor 12.
 
 The reader hands every frame to this actor's mailbox and never waits for an agent. The rules of the wire are
 those of :class:`~grami_actors.protocol.ServerProtocol`; here its decisions become scopes, timers and bytes.
@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol
 import msgspec
 
 from grami_actors.actor import Actor
-from grami_actors.cell import Cell, Ref
+from grami_actors.cell import Cell
 from grami_actors.errors import (
     AgentExecutionFailed,
     AgentUnavailable,
@@ -26,10 +26,11 @@ from grami_actors.errors import (
     ShuttingDown,
 )
 from grami_actors.frames import CLOSE_SLOW_CONSUMER, Limits
-from grami_actors.future import describe, details
+from grami_actors.future import begin, describe, details
 from grami_actors.gateway.outbox import Outbox
 from grami_actors.messages import Envelope, Scope
 from grami_actors.protocol import Accepted, CancelRequest, Catalog, DescribeRequest, ServerProtocol
+from grami_actors.ref import Ref
 from grami_actors.restarts import RestartPolicy
 from grami_actors.router import Forward
 from grami_actors.telemetry import ConnectionAuthenticated, InternalError, RequestFinished
@@ -124,12 +125,11 @@ class Gate(Protocol):
         """A fresh reference that ties an answer to a log line."""
 
 
-class Request:
-    """Where one request's answer, chunks and progress go: into the connection's mailbox, from any thread."""
+class Request(Scope):
+    """One request: its scope, and where its answer, chunks and progress go: into the connection's mailbox."""
 
-    __slots__ = ("_began", "_cell", "_dropped", "_key", "_once")
-
-    def __init__(self, cell: Cell, key: int) -> None:
+    def __init__(self, cell: Cell, key: int, deadline: float, trace_id: str | Callable[[], str]) -> None:
+        super().__init__(deadline=deadline, trace_id=trace_id)
         self._cell = cell
         self._key = key
         self._once = [None]
@@ -139,12 +139,12 @@ class Request:
     def _post(self, message: Any) -> bool:
         try:
             # Answers are bounded by the requests in flight, chunks by the outbox: the mailbox takes them all.
-            self._cell.post(Envelope(message, None, "", None, self._cell.now()), force=True)
+            self._cell.post_always(Envelope(message))
         except AgentUnavailable:
             return False
         return True
 
-    def _end(self, value: Any, error: BaseException | None) -> bool:
+    def _answer(self, value: Any, error: BaseException | None) -> bool:
         try:
             self._once.pop()  # atomic: of two answers that race, one wins
         except IndexError:
@@ -153,15 +153,14 @@ class Request:
 
     def set_result(self, value: Any) -> bool:
         """The request succeeded."""
-        return self._end(value, None)
+        return self._answer(value, None)
 
     def fail(self, error: BaseException) -> bool:
         """The request failed."""
-        return self._end(None, error)
+        return self._answer(None, error)
 
-    def cancelled(self, reason: GramiError) -> None:
-        """The request's scope was cancelled."""
-        self._end(None, reason)
+    def _end(self, reason: GramiError) -> None:
+        self._answer(None, reason)
 
     def started(self, source: str) -> None:
         """An agent began to work; only the first is told."""
@@ -192,6 +191,7 @@ class Connection(Actor):
 
     mailbox = 16
     overflow = "wait"
+    listed = False
     restart = RestartPolicy(intensity=0)  # its state is the socket's: a fault ends the connection
 
     def __init__(self, socket: Socket, gate: Gate) -> None:
@@ -200,23 +200,24 @@ class Connection(Actor):
         self._gate = gate
         self._outbox = Outbox(gate.limits.outbox_bytes)
         self._protocol = ServerProtocol(self.name, gate.catalog, gate.limits, gate.server)
-        self._work: dict[int, tuple[Scope, asyncio.TimerHandle | None]] = {}
+        self._work: dict[int, Request] = {}
         self._closing = False
+        self._writing = False
         self._tasks: set[asyncio.Task[None]] = set()
         self.sent = 0
         self.closed_with = 0
 
     def on_start(self) -> None:
-        """Start the writer."""
-        self._start(self._write())
+        """Say who it is."""
         bus = self._cell.runtime.bus
         if ConnectionAuthenticated in bus:
             bus.publish(ConnectionAuthenticated(self.name, self._protocol.principal))
 
     def _start(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task = begin(self._cell.runtime.loop, work)
+        if not task.done():
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     def on_receive(self, message: Any) -> None:
         """Take one event, then hand what it produced to the writer."""
@@ -232,6 +233,9 @@ class Connection(Actor):
             self._close(CLOSE_SLOW_CONSUMER, "SLOW_CONSUMER: the answers were not read")
         elif self._protocol.close_code is not None:
             self._close(self._protocol.close_code, "")
+        if frames and not self._writing:
+            self._writing = True
+            self._start(self._write())
 
     def _on_binary(self, _: BinaryFrame) -> None:
         self._protocol.receive_binary(self._cell.now())
@@ -256,46 +260,39 @@ class Connection(Actor):
         elif isinstance(action, DescribeRequest):
             self._describe(action)
 
-    def _begin(
-        self, key: int, timeout: float, trace_id: str = "", *, stream: bool = False
-    ) -> tuple[Request, Scope] | None:
+    def _begin(self, key: int, timeout: float, trace_id: str = "") -> Request | None:
         """Make the scope of a request, and count it; ``None``, and an answer, if the server is full."""
-        request = Request(self._cell, key)
         try:
             self._gate.admit()
         except MailboxFull as full:
             self._finish(key, None, full)
             return None
         runtime = self._cell.runtime
-        scope = Scope(
-            deadline=runtime.now() + timeout,
-            trace_id=trace_id or runtime.new_trace_id(),
-            sink=request if stream else None,
-        )
-        scope.on_cancel(request.cancelled)
-        self._work[key] = scope, runtime.loop.call_later(timeout, scope.expire)
-        return request, scope
+        self._work[key] = request = Request(self._cell, key, runtime.now() + timeout, trace_id or runtime.new_trace_id)
+        runtime.deadlines.add(request, timeout)
+        return request
 
     def _forward(self, accepted: Accepted) -> None:
-        begun = self._begin(accepted.key, accepted.timeout, accepted.trace_id, stream=accepted.stream)
-        if begun is not None:
-            request, scope = begun
-            envelope = Envelope(accepted.message, request, self.name, scope, self._cell.now())
-            try:
-                self._gate.router.tell(Forward(envelope, accepted.to))
-            except GramiError as closed:
-                request.fail(closed)
+        request = self._begin(accepted.key, accepted.timeout, accepted.trace_id)
+        if request is None:
+            return
+        if accepted.stream:
+            request.sink = request
+        try:
+            self._gate.router.tell(Forward(Envelope(accepted.message, request, self.name, request), accepted.to))
+        except GramiError as closed:
+            request.fail(closed)
 
     def _cancel(self, key: int) -> None:
         work = self._work.get(key)
         if work is not None:
-            work[0].cancel(Cancelled("the client cancelled the request"))
+            work.cancel(Cancelled("the client cancelled the request"))
 
     def _describe(self, action: DescribeRequest) -> None:
-        begun = self._begin(action.key, action.timeout)
-        if begun is None:
+        request = self._begin(action.key, action.timeout)
+        if request is None:
             return
-        request, describe_all = begun[0], self._gate.catalog.describe
+        describe_all = self._gate.catalog.describe
 
         def work() -> None:
             try:
@@ -310,8 +307,7 @@ class Connection(Actor):
         work = self._work.pop(answer.key, None)
         if work is not None:
             self._gate.leave()
-            if work[1] is not None:
-                work[1].cancel()
+            work.close()
         self._protocol.drop(answer.key, answer.dropped)
         self._finish(answer.key, answer.value, answer.error)
 
@@ -341,10 +337,10 @@ class Connection(Actor):
 
     def _on_shut(self, _: Shut) -> None:
         reason = ShuttingDown("the server shut down before the answer was ready; the outcome is unknown")
-        for scope, _timer in tuple(self._work.values()):
+        for scope in tuple(self._work.values()):
             scope.cancel(reason)
         # The answers of those scopes are in the mailbox before this message.
-        self._cell.post(Envelope(Leave()), force=True)
+        self._cell.post_always(Envelope(Leave()))
 
     def _on_leave(self, _: Leave) -> None:
         self._close(1001, "the server is shutting down")
@@ -352,14 +348,17 @@ class Connection(Actor):
     # --- the socket ---
 
     async def _write(self) -> None:
+        # Begun when there is something to write, and usually done before it could sleep: no task waits for a quiet
+        # connection, and an answer needs no turn of the loop to get from here to the socket.
         try:
-            while True:
-                frame = await self._outbox.next()
+            while (frame := self._outbox.next()) is not None:
                 await self._socket.send(frame, text=True)
                 self._outbox.written(frame, self._cell.now())
                 self.sent += 1
         except Exception:  # noqa: BLE001 - the library's ConnectionClosed: the reader sees the same and ends us
             return
+        finally:
+            self._writing = False
 
     def _close(self, code: int, reason: str) -> None:
         if not self._closing:
@@ -395,10 +394,8 @@ class Connection(Actor):
         await self._socket.close(1001, "the connection's actor was stopped")
 
     def _end_work(self) -> None:
-        for scope, timer in self._work.values():
+        for scope in self._work.values():
             self._gate.leave()
-            if timer is not None:
-                timer.cancel()
             scope.cancel(Cancelled("the client disconnected"))
         self._work.clear()
 

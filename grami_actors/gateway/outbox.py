@@ -1,4 +1,4 @@
-"""What waits to be written to one socket, bounded in bytes. Floor 9."""
+"""What waits to be written to one socket, bounded in bytes. Floor 12."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ class Outbox:
             for :data:`STALL` seconds, or when :data:`MOST` times as much waits.
     """
 
-    __slots__ = ("_drained", "_frames", "_limit", "_moved_at", "_size", "_waiter")
+    __slots__ = ("_drained", "_frames", "_limit", "_moved_at", "_size")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._frames: deque[bytes] = deque()
         self._size = 0
         self._moved_at = 0.0
-        self._waiter: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None
 
     def congested(self) -> bool:
@@ -41,21 +40,16 @@ class Outbox:
         return waiting > MOST * self._limit or (waiting > 2 * self._limit and now - self._moved_at > STALL)
 
     def add(self, frames: Iterable[bytes], now: float) -> None:
-        """Queue frames and wake the writer."""
+        """Queue frames."""
         if not self._size:
             self._moved_at = now
         for frame in frames:
             self._frames.append(frame)
             self._size += len(frame)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
-    async def next(self) -> bytes:
-        """Wait for the next frame. It counts until :meth:`written` says that the socket took it."""
-        while not self._frames:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        return self._frames.popleft()
+    def next(self) -> bytes | None:
+        """The next frame, if there is one. It counts until :meth:`written` says that the socket took it."""
+        return self._frames.popleft() if self._frames else None
 
     def written(self, frame: bytes, now: float) -> None:
         """The socket took the frame."""

@@ -1,4 +1,4 @@
-"""The gateway: one port for WebSocket connections and a few HTTP documents. Floor 9.
+"""The gateway: one port for WebSocket connections and a few HTTP documents. Floor 12.
 
 Rules:
 
@@ -155,7 +155,7 @@ class Gateway:
     def _tell_all(self, message: Any) -> None:
         for ref in tuple(self._open.values()):
             with contextlib.suppress(GramiError):
-                ref._cell.post(Envelope(message), force=True)
+                ref._cell.post_always(Envelope(message))
 
     # --- one client ---
 
@@ -177,7 +177,7 @@ class Gateway:
             return
         self._open[connection] = ref
         if not self.ready:  # it came between the last word to all and the end
-            ref._cell.post(Envelope(Shut()), force=True)
+            ref._cell.post_always(Envelope(Shut()))
         try:
             async for frame in connection:
                 received += 1

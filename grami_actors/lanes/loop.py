@@ -1,10 +1,10 @@
-"""The loop lane: many actors on one asyncio event loop. Floor 7.
+"""The loop lane: many actors on one asyncio event loop. Floor 9.
 
 Rules:
 
 1. Mailboxes are scheduled, not tasks: an idle actor owns no task and no thread. The first message in an
    idle mailbox puts its cell on the ready queue; one coalesced callback drains the queue.
-2. A plain handler runs inside the drain. Only a coroutine gets a task.
+2. A plain handler runs inside the drain. Only a coroutine gets a task, and its first step is taken in the drain.
 3. Fairness: a cell handles at most :data:`BATCH` messages a turn, and none begins after :data:`SLICE` seconds
    of a drain, which then gives the loop back, so sockets and timers get theirs.
 """
@@ -19,9 +19,10 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from grami_actors.cell import Cell, LaneName
-from grami_actors.future import Delivery, current
+from grami_actors.cell import CONTROL, Cell
+from grami_actors.future import Future, begin, current
 from grami_actors.messages import Envelope
+from grami_actors.spec import LaneName
 
 BATCH = 64
 SLICE = 0.005
@@ -36,6 +37,7 @@ class LoopLane:
     """
 
     name: LaneName = "loop"
+    shared = False
 
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Callable[[], float]) -> None:
         self._loop = loop
@@ -43,14 +45,16 @@ class LoopLane:
         self._thread = threading.get_ident()
         self._ready: deque[Cell] = deque()
         self._scheduled = False
+        self._busy = False
+        self._beginning = False
+        self._lent = 0  # turns that were handed out since the last drain by those who were about to wait
+        self._lent_since = 0.0
         # Handlers must not inherit the context of whoever happened to wake the lane.
         self._context = contextvars.copy_context()
         self._context.run(current.set, None)
 
     def attach(self, cell: Cell) -> None:
         """Own the cell from now on, paused."""
-        tasks: set[asyncio.Task[None]] = set()
-        cell.port = tasks
 
     def wake(self, cell: Cell) -> None:
         """Put the cell on the ready queue; from any thread, without waiting."""
@@ -68,60 +72,130 @@ class LoopLane:
     def _drain(self) -> None:
         # Cleared before the queue is read: whoever appends from now on schedules another drain.
         self._scheduled = False
-        ready = self._ready
-        end = self._clock() + SLICE
-        while ready:
-            cell = ready.popleft()
-            # A copy for each turn: what one actor sets in its context is not for the next.
-            if self._context.copy().run(self._turn, cell, end):
-                ready.append(cell)
-            if self._clock() >= end:
-                break
-        if ready and not self._scheduled:
+        self._lent = 0
+        self._run(None, self._clock())
+        if self._ready and not self._scheduled:
             self._scheduled = True
             self._schedule()
 
-    def _turn(self, cell: Cell, end: float) -> bool:
+    def lend(self, future: Future[Any]) -> None:
+        """Use the time of a coroutine that is about to wait for an answer: hand out turns here and now.
+
+        An ask of a plain handler is then answered before its caller would have gone to sleep, without a turn of the
+        loop. The rest of the loop does not have to wait longer for that than for a drain.
+        """
+        if self._busy or self._lent >= BATCH or threading.get_ident() != self._thread:
+            return
+        if self._lent == 0:
+            self._lent_since = self._clock()
+        self._lent += 1
+        self._run(future, self._lent_since)
+
+    def _run(self, wanted: Future[Any] | None, now: float) -> None:
+        """Hand out turns for a slice, or until the wanted answer is there."""
+        ready, end = self._ready, now + SLICE
+        self._busy = True
+        try:
+            while ready:
+                cell = ready.popleft()
+                # A copy for each turn: what one actor sets in its context is not for the next.
+                if self._context.copy().run(self._turn, cell, now, end):
+                    ready.append(cell)
+                if wanted is not None and wanted._outcome is not None:
+                    break
+                now = self._clock()
+                if now >= end:
+                    break
+        finally:
+            self._busy = False
+
+    def _turn(self, cell: Cell, now: float, end: float) -> bool:  # noqa: C901, PLR0912 - in parts it is slower by half
         """Handle a batch, until ``end`` at the latest; whether there may be more to do at once."""
-        take, handle = cell.mailbox.take, cell.handle
+        mailbox, clock = cell.mailbox, self._clock
+        queue, receive = mailbox.measure(), cell.actor.on_receive
+        plain = False  # whether the context says that a message without a scope is at work
         for _ in range(BATCH):
             if cell.paused or cell.working >= cell.concurrency:
                 return False
-            envelope = take()
-            if envelope is None:
+            if mailbox.first or mailbox.parked:
+                envelope = mailbox.take()
+                if envelope is None:
+                    return False
+            elif queue:
+                envelope = queue.popleft()
+            elif mailbox.rest():
                 return False
-            rest = handle(envelope)
-            if rest is not None:
-                self._begin(cell, rest)
-            elif self._clock() >= end:
+            else:
+                continue
+            message = envelope.message
+            plainly = envelope.scope is None and envelope.reply_to is None
+            if plainly and message.__class__ not in CONTROL and not cell.bus.timed:
+                # A tell outside any request, the most frequent message: there is nothing to inherit but who sends, so
+                # the context is set once for all of them, and nobody waits for what the handler returns.
+                if not plain:
+                    plain = True
+                    current.set(Envelope(None, receiver=cell))
+                cell.at_work = envelope
+                try:
+                    result = receive(message)
+                except BaseException as error:  # noqa: BLE001 - S15: nothing leaves the cell
+                    cell.fail(envelope, error, cell.actor)
+                else:
+                    cell.at_work = None
+                    if result is not None and hasattr(result.__class__, "__await__"):
+                        self._begin(cell, cell.drive(envelope, result, cell.actor))
+            else:
+                plain = False
+                rest = cell.handle(envelope, now)
+                if rest is not None:
+                    self._begin(cell, rest)
+            now = clock()
+            if now >= end:
                 return True
         return True
 
     def _begin(self, cell: Cell, rest: Coroutine[Any, Any, None]) -> None:
         cell.working += 1
-        task = self._loop.create_task(self._finish(cell, rest))
-        if not task.done():  # an eager task may be
+        self._beginning = True
+        try:
+            task = begin(self._loop, self._finish(cell, rest))
+        finally:
+            self._beginning = False
+        if not task.done():
+            if cell.port is None:
+                cell.port = set()
             cell.port.add(task)
 
     async def _finish(self, cell: Cell, rest: Coroutine[Any, Any, None]) -> None:
         try:
             await rest
         finally:
-            cell.port.discard(asyncio.current_task())
             cell.working -= 1
-            if not cell.paused and cell.working == cell.concurrency - 1:
+            if cell.port:
+                cell.port.discard(asyncio.current_task())
+            # What ends in its first step ends in its actor's turn, which goes on by itself.
+            if not self._beginning and not cell.paused and cell.working == cell.concurrency - 1:
                 cell.mailbox.nudge()
 
-    async def call(self, cell: Cell, hook: Callable[[], Any]) -> Any:
-        """Run a hook as the actor, in the calling task."""
-        delivery = Delivery(cell, Envelope(None), self._clock())
-        token = current.set(delivery)
+    async def start(self, cell: Cell) -> None:
+        """Make an instance and run its ``on_start`` in the calling task."""
+        await self._call(cell, lambda: cell.build().on_start())
+
+    async def call(self, cell: Cell, hook: str, *args: Any) -> Any:
+        """Run a hook of the instance in the calling task."""
+        return await self._call(cell, lambda: getattr(cell.actor, hook)(*args))
+
+    async def _call(self, cell: Cell, work: Callable[[], Any]) -> Any:
+        envelope = Envelope(None, receiver=cell)
+        cell.at_work = envelope
+        token = current.set(envelope)
         try:
-            result = hook()
+            result = work()
             return await result if inspect.isawaitable(result) else result
         finally:
             # A task that the hook leaves behind does not hold the actor up.
-            delivery.active = False
+            if cell.at_work is envelope:
+                cell.at_work = None
             current.reset(token)
 
     def pause(self, cell: Cell) -> None:
@@ -145,7 +219,7 @@ class LoopLane:
 
     def kill(self, cell: Cell) -> None:
         """Cancel the handlers at work."""
-        for task in tuple(cell.port):
+        for task in tuple(cell.port or ()):
             # Not at once: a task that is cancelled before its first step would never run what finishes the message.
             self._loop.call_soon(task.cancel)
 

@@ -1,4 +1,4 @@
-"""The thread lane: actors that may block, each on threads of its own. Floor 7.
+"""The thread lane: actors that may block, each on threads of its own. Floor 9.
 
 Rules:
 
@@ -19,10 +19,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from grami_actors.cell import Cell, LaneName
+from grami_actors.cell import Cell
 from grami_actors.errors import KillRefused, StartFailed
-from grami_actors.future import Delivery, current
+from grami_actors.future import Future, current
 from grami_actors.messages import Envelope
+from grami_actors.spec import LaneName
 
 THREADS = 64
 """Threads that one system may have on this lane, unless told otherwise."""
@@ -48,15 +49,14 @@ class ThreadLane:
 
     Args:
         loop: the system's home loop, where hooks report back.
-        clock: seconds, monotonic.
         limit: threads at most.
     """
 
     name: LaneName = "thread"
+    shared = True
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, clock: Callable[[], float], limit: int = THREADS) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, limit: int = THREADS) -> None:
         self._loop = loop
-        self._clock = clock
         self._limit = limit
         self._lock = threading.Lock()
         self._running = 0
@@ -100,6 +100,9 @@ class ThreadLane:
             self._grow(cell, port)
             port.signal.release()
 
+    def lend(self, future: Future[Any]) -> None:
+        """Nothing: its handlers may block, so they run on no thread but their own."""
+
     def _grow(self, cell: Cell, port: _Port) -> None:
         """Add a thread if all are busy and the actor may have more; without one the mail just waits."""
         with port.lock:
@@ -114,9 +117,10 @@ class ThreadLane:
                 with contextlib.suppress(IndexError):  # another thread of this actor took it
                     self._run_job(cell, port.jobs.popleft(), runner)
             while (envelope := self._take(cell, port)) is not None:
-                rest = cell.handle(envelope)
+                rest = cell.handle(envelope, cell.now())
                 if rest is not None:
                     runner.run(rest, context=contextvars.copy_context())
+                current.set(None)
                 self._done(cell, port)
         runner.close()
         self._leave(port)
@@ -135,6 +139,7 @@ class ThreadLane:
             if cell.paused or port.jobs:
                 return None
             cell.working += 1
+        cell.mailbox.measure()
         envelope = cell.mailbox.take()
         if envelope is None:
             self._done(cell, port)
@@ -152,8 +157,9 @@ class ThreadLane:
 
     def _run_job(self, cell: Cell, job: tuple[Callable[[], Any], asyncio.Future[Any]], runner: asyncio.Runner) -> None:
         hook, answer = job
-        delivery = Delivery(cell, Envelope(None), self._clock())
-        token = current.set(delivery)
+        envelope = Envelope(None, receiver=cell)
+        cell.at_work = envelope
+        token = current.set(envelope)
         try:
             result = hook()
             if inspect.isawaitable(result):
@@ -163,7 +169,8 @@ class ThreadLane:
         else:
             self._report(_settle, answer, result)
         finally:
-            delivery.active = False
+            if cell.at_work is envelope:
+                cell.at_work = None
             current.reset(token)
             cell.mailbox.nudge()
 
@@ -171,8 +178,15 @@ class ThreadLane:
         with contextlib.suppress(RuntimeError):  # the home loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(callback, *args)
 
-    async def call(self, cell: Cell, hook: Callable[[], Any]) -> Any:
-        """Run a hook on a thread of the actor, before any message."""
+    async def start(self, cell: Cell) -> None:
+        """Make an instance and run its ``on_start`` on a thread of the actor."""
+        await self._run(cell, lambda: cell.build().on_start())
+
+    async def call(self, cell: Cell, hook: str, *args: Any) -> Any:
+        """Run a hook of the instance on a thread of the actor, before any message."""
+        return await self._run(cell, lambda: getattr(cell.actor, hook)(*args))
+
+    async def _run(self, cell: Cell, hook: Callable[[], Any]) -> Any:
         port: _Port = cell.port
         answer: asyncio.Future[Any] = self._loop.create_future()
         port.jobs.append((hook, answer))

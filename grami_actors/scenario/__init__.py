@@ -1,4 +1,4 @@
-"""Scenario scripts: play real clients against a swarm, and check what comes back. Floor 11.
+"""Scenario scripts: play real clients against a swarm, and check what comes back. Floor 14.
 
 A scenario file holds a ``swarm`` and async functions marked with :func:`scenario`::
 

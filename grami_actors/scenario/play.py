@@ -1,4 +1,4 @@
-"""What a scenario function gets: clients, requests, streams, checks; and what it leaves: a transcript. Floor 11."""
+"""What a scenario function gets: clients, requests, streams, checks; and what it leaves: a transcript. Floor 14."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A scenario file: load it, find its swarm and its scenarios, play them. Floor 11."""
+"""A scenario file: load it, find its swarm and its scenarios, play them. Floor 14."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The transcript of a playing scenario, live in a terminal. Floor 11."""
+"""The transcript of a playing scenario, live in a terminal. Floor 14."""
 
 from __future__ import annotations
 
