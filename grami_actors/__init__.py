@@ -22,38 +22,44 @@ from floors below its own::
      0  errors
 """
 
-from grami_actors.actor import Actor, cancelled, emit, progress
-from grami_actors.agent import Agent, handles
-from grami_actors.budget import Budget
-from grami_actors.client import Client, connect
-from grami_actors.config import Config
-from grami_actors.errors import (
-    AgentCrashed,
-    AgentExecutionFailed,
-    AgentUnavailable,
-    AskCycle,
-    Cancelled,
-    ConnectionLost,
-    DeadlineExceeded,
-    DestinationNotFound,
-    ErrorCode,
-    GramiError,
-    MailboxFull,
-    Reject,
-    ServerNotFound,
-    StartFailed,
-    ToolExecutionFailed,
-    ToolTimeout,
-)
-from grami_actors.manager import GrowthManager
-from grami_actors.messages import Message
-from grami_actors.model import Prompt, ScriptedModel, model_from_environment
-from grami_actors.ref import Ref
-from grami_actors.restarts import RestartPolicy
-from grami_actors.supervisor import Child, Supervisor
-from grami_actors.swarm import Swarm
-from grami_actors.system import ActorSystem
-from grami_actors.tools import lazy_tool, tool
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from grami_actors.actor import Actor, cancelled, emit, progress
+    from grami_actors.agent import Agent, handles
+    from grami_actors.budget import Budget
+    from grami_actors.client import Client, connect
+    from grami_actors.config import Config
+    from grami_actors.errors import (
+        AgentCrashed,
+        AgentExecutionFailed,
+        AgentUnavailable,
+        AskCycle,
+        Cancelled,
+        ConnectionLost,
+        DeadlineExceeded,
+        DestinationNotFound,
+        ErrorCode,
+        GramiError,
+        MailboxFull,
+        Reject,
+        ServerNotFound,
+        StartFailed,
+        ToolExecutionFailed,
+        ToolTimeout,
+    )
+    from grami_actors.manager import GrowthManager
+    from grami_actors.messages import Message
+    from grami_actors.model import Prompt, ScriptedModel, model_from_environment
+    from grami_actors.ref import Ref
+    from grami_actors.restarts import RestartPolicy
+    from grami_actors.supervisor import Child, Supervisor
+    from grami_actors.swarm import Swarm
+    from grami_actors.system import ActorSystem
+    from grami_actors.tools import lazy_tool, tool
 
 __all__ = [
     "Actor",
@@ -96,3 +102,73 @@ __all__ = [
     "progress",
     "tool",
 ]
+
+_HOMES = {
+    "actor": (
+        "Actor",
+        "cancelled",
+        "emit",
+        "progress",
+    ),
+    "agent": (
+        "Agent",
+        "handles",
+    ),
+    "budget": ("Budget",),
+    "client": (
+        "Client",
+        "connect",
+    ),
+    "config": ("Config",),
+    "errors": (
+        "AgentCrashed",
+        "AgentExecutionFailed",
+        "AgentUnavailable",
+        "AskCycle",
+        "Cancelled",
+        "ConnectionLost",
+        "DeadlineExceeded",
+        "DestinationNotFound",
+        "ErrorCode",
+        "GramiError",
+        "MailboxFull",
+        "Reject",
+        "ServerNotFound",
+        "StartFailed",
+        "ToolExecutionFailed",
+        "ToolTimeout",
+    ),
+    "manager": ("GrowthManager",),
+    "messages": ("Message",),
+    "model": (
+        "Prompt",
+        "ScriptedModel",
+        "model_from_environment",
+    ),
+    "ref": ("Ref",),
+    "restarts": ("RestartPolicy",),
+    "supervisor": (
+        "Child",
+        "Supervisor",
+    ),
+    "swarm": ("Swarm",),
+    "system": ("ActorSystem",),
+    "tools": (
+        "lazy_tool",
+        "tool",
+    ),
+}
+"""Where the names above are at home; :func:`__getattr__` imports a module when one of its names is wanted."""
+
+
+def __getattr__(name: str) -> Any:
+    # What a program does not use costs it no time to import: worker processes start in half of it.
+    for home, names in _HOMES.items():
+        if name in names:
+            value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

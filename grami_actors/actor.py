@@ -36,7 +36,8 @@ class Actor(_PykkaActor):  # type: ignore[misc]
     * ``lane``: where its handlers run; ``"loop"``; ``"thread"``, where they may block; or ``"process"``, where they
       may also crash, and can be killed.
     * ``mailbox``: how many messages may wait; ``overflow``: what happens to one more.
-    * ``concurrency``: how many handlers may interleave; on the thread lane, how many threads.
+    * ``concurrency``: how many handlers may interleave; on the thread lane, how many threads; on the process lane, how
+      many worker processes, each with an instance of its own and nothing shared between them.
     * ``restart``: what follows a failure.
     * ``strategy``: who is restarted when a child fails; ``children_restart``: one policy for all its children
       together, as OTP's supervisors have it, instead of each child's own.
@@ -82,7 +83,8 @@ class Actor(_PykkaActor):  # type: ignore[misc]
         self._cell.lane.resume(self._cell)
 
     def __str__(self) -> str:
-        return f"{type(self).__name__} ({self.name})"
+        cell = getattr(self, "_cell", None)
+        return type(self).__name__ if cell is None else str(cell.ref)
 
     def _handle_control(self, message: Any) -> Any:
         if isinstance(message, Terminated):

@@ -19,12 +19,13 @@ import math
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+import pykka
 from pykka import messages as pykka_messages
 
 from grami_actors.budget import Budget, Meter
 from grami_actors.contracts import Lane, Runtime
-from grami_actors.errors import AgentCrashed, DeadlineExceeded, GramiError, MailboxFull
-from grami_actors.future import Future, Interrupt, current, describe, details, handled, only_answer
+from grami_actors.errors import AgentCrashed, GramiError, MailboxFull
+from grami_actors.future import AskTimeout, Future, Interrupt, current, describe, details, handled, only_answer
 from grami_actors.mailbox import Closed, Mailbox
 from grami_actors.messages import Envelope, Scope, Terminated
 from grami_actors.ref import ActorDead, Ref
@@ -150,8 +151,8 @@ class Cell:
         kind: Any = self.spec.kind
         actor = kind.__new__(kind)
         actor._cell = self
+        self.actor = actor  # before its constructor, which may want a proxy to itself
         actor.__init__(*self.spec.args, **self.spec.kwargs)
-        self.actor = actor
         return actor
 
     # --- sending, from any thread ---
@@ -331,7 +332,7 @@ class Cell:
             self.discard(envelope, "cancelled", scope.reason)
             return False
         if scope.deadline <= now:
-            late = DeadlineExceeded(f"the deadline passed while the message waited for {self.name}")
+            late = AskTimeout(f"the deadline passed while the message waited for {self.name}")
             self.discard(envelope, "expired", late)
             return False
         if scope.sink is not None:
@@ -366,12 +367,7 @@ class Cell:
         # Several times cheaper than inspect.isawaitable.
         if result is not None and hasattr(result.__class__, "__await__"):
             return self.drive(envelope, result, actor)
-        self.at_work = None
-        if self.bus.timed:
-            self._report(envelope, result, None)
-        reply_to = envelope.reply_to
-        if reply_to is not None and not reply_to.set_result(result):
-            self.bury(envelope, "late_reply")
+        self.succeed(envelope, result)
         return None
 
     async def drive(self, envelope: Envelope, result: Awaitable[Any], actor: Any) -> None:
@@ -384,6 +380,9 @@ class Cell:
             if scope is not None:
                 interrupt = Interrupt()
                 scope.on_cancel(interrupt)
+            if isinstance(result, pykka.Future) and not isinstance(result, Future):
+                # Awaiting a future of Pykka's own blocks the thread, which may be the loop's.
+                result = asyncio.get_running_loop().run_in_executor(None, result.get)
             value = await result
         except BaseException as error:  # noqa: BLE001 - S15: nothing leaves the cell
             self.fail(envelope, error, actor)
@@ -408,7 +407,8 @@ class Cell:
         if self.at_work is envelope:
             self.at_work = None
         answer, failure = self._judge(envelope, error)
-        if isinstance(answer, ActorDead) and answer is not error and ActorFailed in self.bus:
+        unheard = isinstance(error, Exception) and isinstance(answer, ActorDead) and answer is not error
+        if unheard and ActorFailed in self.bus:
             self.bus.publish(ActorFailed(self.name, describe(error), details(error)))  # nobody else would tell
         # With concurrency an instance that was replaced may still have handlers at work: they count no more.
         counts = failure is not None and actor is self.actor

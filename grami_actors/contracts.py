@@ -11,8 +11,10 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from grami_actors.deadlines import Deadlines
+from grami_actors.errors import GramiError
 from grami_actors.future import Future
 from grami_actors.gates import RateGate
+from grami_actors.messages import Scope
 from grami_actors.ref import Ref
 from grami_actors.spec import LaneName, Spec
 from grami_actors.telemetry import Bus, Event
@@ -56,6 +58,9 @@ class Runtime(Protocol[C]):
 
     def after(self, seconds: float, callback: Callable[[], object]) -> Callable[[], None]:
         """Call back on the home loop; returns a function that takes it back. Both from any thread."""
+
+    def limit(self, scope: Scope, seconds: float, reason: GramiError) -> Callable[[], None]:
+        """Cancel the scope of the message in hand in ``seconds``; returns a function that takes it back."""
 
     def release(self, cell: C) -> None:
         """Forget a stopped actor: its name, topics and place in the tree are free."""

@@ -1,9 +1,9 @@
 """Answers that are still to come: what an ask returns. Floor 4.
 
-A :class:`Future` is a Pykka future that can also be awaited on any event loop, settles exactly once, and
-never blocks a loop: ``get()`` on a loop's thread raises at once. It is also the scope of what was asked for: whatever
-the other's handler causes is its child, and ends with it. While an actor's handler waits for one, the wait-for graph
-has an edge, so a circle of actors that wait for each other is an error, not a hang.
+A :class:`Future` is a Pykka future that can also be awaited on any event loop, settles exactly once, and never blocks a
+loop: ``get()`` on a loop's thread raises at once. It is also the scope of what was asked for: whatever the other's
+handler causes is its child, and ends with it. While a handler waits for one, the wait-for graph has an edge, so a
+circle of actors that wait for each other is an error, not a hang.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Future(Scope, pykka.Future[T]):
     _target: Party | None = None
     _inside: bool = False
     _sources: tuple[Any, ...] = ()
-    _get_hook = None
+    _get_hook: Any = None
     _get_hook_result: Any = pykka.Future()._get_hook_result  # Pykka compares its type
 
     def bind(self, target: Party, parent: Scope | None, deadline: float, inside: bool = False) -> None:  # noqa: FBT001, FBT002 - by keyword it costs more
@@ -132,8 +132,14 @@ class Future(Scope, pykka.Future[T]):
 
     def set_exception(self, exc_info: ExcInfo | None = None) -> None:
         """Pykka's name for :meth:`fail`; takes the exception being handled if none is given."""
-        error = (exc_info or sys.exc_info())[1]
-        self._settle(None, error or RuntimeError("set_exception() was called without an exception"))
+        kind, error, _ = exc_info or sys.exc_info()
+        self._settle(None, error or (kind() if kind else RuntimeError("set_exception() without an exception")))
+
+    def set_get_hook(self, func: Callable[[float | None], T]) -> None:
+        """Have ``func(timeout)`` make the value, once, when it is wanted; an answer that is there already stays."""
+        with self._lock:
+            if self._outcome is None:
+                self._get_hook, self._hook_lock = func, threading.RLock()
 
     # --- the waiting side ---
 
@@ -170,16 +176,12 @@ class Future(Scope, pykka.Future[T]):
             return value  # type: ignore[return-value]
         if self._inside and not isinstance(error, GramiError):
             raise AgentExecutionFailed(f"{self._who()} failed: {describe(error)}") from error
+        if isinstance(error, DeadlineExceeded) and not isinstance(error, pykka.Timeout):
+            raise AskTimeout(error.message) from error  # of a request, or found out by whoever was asked
         raise error
 
     def _who(self) -> str:
         return self._target.name if self._target is not None else "the actor"
-
-    def _remaining(self) -> float | None:
-        """Seconds until the deadline; ``None`` without one."""
-        if self._target is None or self.deadline == math.inf:
-            return None
-        return max(0.0, self.deadline - self._target.now())
 
     def expire(self) -> None:
         """The deadline passed."""
@@ -198,18 +200,28 @@ class Future(Scope, pykka.Future[T]):
             Exception: what the actor answered.
         """
         if self._get_hook is not None:
-            return super().get(timeout=timeout)
+            return self._made(timeout)
         if self._outcome is None:
             if asyncio._get_running_loop() is not None:
                 raise WouldDeadlock("a blocking get() on an event loop's thread would stop it; await the future")
             self._block(timeout)
         return self._result()
 
+    def _made(self, timeout: float | None) -> T:
+        """What the hook makes, once, however many threads want it; none waits for another longer than it said."""
+        if not self._hook_lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+            raise pykka.Timeout(f"{timeout} seconds")
+        try:
+            return super().get(timeout=timeout)
+        finally:
+            self._hook_lock.release()
+
     def _block(self, timeout: float | None) -> None:
         arrived = threading.Event()
         if not self._add_waiter(arrived.set):
             return
-        remaining = self._remaining()
+        target = self._target
+        remaining = None if target is None or self.deadline == math.inf else max(0.0, self.deadline - target.now())
         here = self._begin_waiting()
         try:
             if remaining is None or (timeout is not None and timeout < remaining):
@@ -270,8 +282,8 @@ class Future(Scope, pykka.Future[T]):
             else:
                 await source
         if self._sources:
-            return super().get()
-        return await asyncio.get_running_loop().run_in_executor(None, super().get)  # a hook of a user's may block
+            return self._made(None)
+        return await asyncio.get_running_loop().run_in_executor(None, self.get)  # a hook of a user's may block
 
     def _derived(self, future: Any, *others: Any) -> Any:
         future._sources = (self, *others)

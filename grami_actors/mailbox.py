@@ -209,7 +209,9 @@ class Mailbox:
             try:
                 envelope = self._queue.popleft()
             except IndexError:
-                if self.rest():
+                if self.parked:  # while the last one was taken
+                    self._admit()
+                elif self.rest():
                     return None
                 continue
             if self.parked:

@@ -137,6 +137,8 @@ class Scope:
     deadline: float = math.inf
     sink: Sink | None = None
     meter: Meter | None = None
+    above: int = 0
+    """Asks above the root: where it stands for a scope of another process."""
     reason: GramiError | None = None
     _closed: bool = False
     _trace: str | Callable[[], str] = ""
@@ -190,7 +192,7 @@ class Scope:
         depth, scope = 0, self
         while scope.parent is not None:
             depth, scope = depth + 1, scope.parent
-        return depth
+        return depth + scope.above
 
     @property
     def trace_id(self) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 from typing import Any, TypeVar
 
 import pykka
@@ -21,13 +23,43 @@ class ActorDead(AgentUnavailable, pykka.ActorDeadError):
 class _Stopped:
     """Looks like the ``threading.Event`` that Pykka keeps per actor, and costs nothing."""
 
-    __slots__ = ("_mailbox",)
+    __slots__ = ("_cell",)
 
-    def __init__(self, mailbox: Mailbox) -> None:
-        self._mailbox = mailbox
+    def __init__(self, cell: Any) -> None:
+        self._cell = cell
 
     def is_set(self) -> bool:
-        return self._mailbox.closed
+        mailbox: Mailbox = self._cell.mailbox
+        return mailbox.closed
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if asyncio._get_running_loop() is not None:
+            raise WouldDeadlock("a blocking wait on an event loop's thread would stop it; await system.watch(...)")
+        gone = threading.Event()
+        home = self._cell.runtime.loop
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so the actor is gone
+            home.call_soon_threadsafe(self._cell.watch, gone, lambda _: gone.set())
+            if not gone.wait(timeout):
+                home.call_soon_threadsafe(self._cell.unwatch, gone)
+        return self.is_set()
+
+
+class Proxy(pykka.ActorProxy[A]):
+    """Pykka's proxy, but it looks at the instance of the moment: a restart does not leave it behind."""
+
+    # Pykka sets it once, and would go on looking at an instance that was replaced, and keep it alive.
+    _actor = property(lambda self: self.actor_ref._cell.actor, lambda _self, _actor: None)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, pykka.ActorProxy):
+            return False
+        return self.actor_ref is other.actor_ref and self._attr_path == other._attr_path
+
+    def __hash__(self) -> int:
+        return hash((self.actor_ref, self._attr_path))
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *vars(pykka.ActorProxy)})
 
 
 class Ref(pykka.ActorRef[A]):
@@ -41,7 +73,7 @@ class Ref(pykka.ActorRef[A]):
     actor_class = property(lambda self: self._cell.spec.kind)
     actor_urn = property(lambda self: f"urn:grami:{self._cell.runtime.id}:{self._cell.number}")
     actor_inbox = property(lambda self: self._cell.mailbox)
-    actor_stopped = property(lambda self: _Stopped(self._cell.mailbox))
+    actor_stopped = property(lambda self: _Stopped(self._cell))
     _actor_weakref = property(lambda self: lambda: self._cell.actor)
 
     def __init__(self, cell: Any) -> None:
@@ -54,7 +86,7 @@ class Ref(pykka.ActorRef[A]):
         return str(self._cell.name)
 
     def __str__(self) -> str:
-        return f"{self._cell.name} ({self.actor_urn})"
+        return f"{self.actor_class.__name__} {self._cell.name} ({self.actor_urn})"
 
     def tell(self, message: Any) -> None:
         """Send without waiting for an answer.
@@ -101,3 +133,14 @@ class Ref(pykka.ActorRef[A]):
             raise WouldDeadlock("a blocking stop on an event loop's thread would stop it; use block=False and await")
         future = self._cell.runtime.stop_soon(self._cell)
         return future.get(timeout=timeout) if block else future
+
+    def proxy(self) -> Proxy[A]:
+        """An object that has the actor's methods and attributes, each call and access being an ask.
+
+        Raises:
+            ActorDead: the actor is stopped (a ``pykka.ActorDeadError``).
+        """
+        try:
+            return Proxy(actor_ref=self)
+        except pykka.ActorDeadError as dead:
+            raise ActorDead(str(dead)) from None

@@ -147,6 +147,8 @@ class Swarm:
             concurrency=served.concurrency,
             mailbox=served.mailbox,
             overflow="wait",
+            # A function that crashes its process fails its actor; that must not end the tool for everybody.
+            restart=RestartPolicy(pause=15.0) if served.lane == "process" else RestartPolicy(),
         )
         system.table.join(name, (await system.spawn_spec(spec, name=name))._cell)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import random
 import threading
 import time
@@ -20,14 +21,22 @@ from grami_actors.budget import Budget
 from grami_actors.cell import CONNECTION, Cell, Last
 from grami_actors.contracts import Lane
 from grami_actors.deadlines import Deadlines
-from grami_actors.errors import AgentCrashed, AgentUnavailable, DestinationNotFound, MailboxFull, ShuttingDown
+from grami_actors.errors import (
+    AgentCrashed,
+    AgentUnavailable,
+    DestinationNotFound,
+    GramiError,
+    MailboxFull,
+    ShuttingDown,
+)
 from grami_actors.future import Future, current
 from grami_actors.gates import Gates, RateGate
 from grami_actors.lanes.loop import LoopLane
+from grami_actors.lanes.process import ProcessLane, Workers
 from grami_actors.lanes.thread import THREADS, ThreadLane
 from grami_actors.lifecycle import Lifecycle
 from grami_actors.mailbox import Closed, Statistics
-from grami_actors.messages import Envelope, Terminated, snake_case
+from grami_actors.messages import Envelope, Scope, Terminated, snake_case
 from grami_actors.ref import ActorDead, Ref
 from grami_actors.router import Fanout, Router, RoutingTable
 from grami_actors.spec import GRACE, Keep, LaneName, Spec
@@ -70,6 +79,7 @@ class ActorSystem:
         threads: bound of the thread lane.
         slow_turn: seconds that a handler may keep the loop's thread before a SlowTurn is published; ``None`` for no
             watching, and no thread that watches.
+        workers: bounds of the process lane, and what of the environment its processes see.
     """
 
     def __init__(
@@ -79,6 +89,7 @@ class ActorSystem:
         rng: random.Random | None = None,
         threads: int = THREADS,
         slow_turn: float | None = SLOW_TURN,
+        workers: Workers = Workers(),  # noqa: B008 - frozen
     ) -> None:
         self.bus = Bus()
         self.table = RoutingTable()
@@ -91,15 +102,18 @@ class ActorSystem:
         self._watched: dict[Cell, set[Cell]] = {}
         self._observers: dict[Cell, list[Callable[[], None]]] = {}
         self._slow_turn = slow_turn
+        self._workers = workers
         self.id = f"{self._rng.getrandbits(64):016x}"
 
     async def __aenter__(self) -> Self:
         self.loop = asyncio.get_running_loop()
         self._home = threading.get_ident()
         self.deadlines = Deadlines(self.loop, self.now)
+        self._processes = ProcessLane(self.loop, self._workers)
         self._lanes: dict[LaneName, Lane[Cell]] = {
             "loop": LoopLane(self.loop, self.now),
             "thread": ThreadLane(self.loop, self._threads),
+            "process": self._processes,
         }
         self._lifecycle = Lifecycle(self, self._rng.random)
         self._watchdog = None if self._slow_turn is None else Watchdog(self.loop, self.bus, self._slow_turn)
@@ -123,6 +137,7 @@ class ActorSystem:
                 if not ended.done():
                     await asyncio.shield(_wait(ended))
         await self._lifecycle.close()
+        await self._processes.close()
         self.deadlines.close()
         if self._watchdog is not None:
             self._watchdog.close()
@@ -348,11 +363,19 @@ class ActorSystem:
     def after(self, seconds: float, callback: Callable[[], object]) -> Callable[[], None]:
         """Call back on the home loop; returns a function that takes it back. Both from any thread."""
         if threading.get_ident() == self._home:
-            return self.loop.call_later(seconds, callback).cancel
+            return self._later(seconds, callback).cancel
         armed: list[asyncio.TimerHandle] = []
-        self.loop.call_soon_threadsafe(lambda: armed.append(self.loop.call_later(seconds, callback)))
+        self.loop.call_soon_threadsafe(lambda: armed.append(self._later(seconds, callback)))
         # Runs on the loop after the line above has, so the handle is there.
         return lambda: self._on_loop(lambda: armed.pop().cancel())
+
+    def limit(self, scope: Scope, seconds: float, reason: GramiError) -> Callable[[], None]:
+        """Cancel a scope in ``seconds``; returns a function that takes it back. Both from any thread."""
+        return self.after(seconds, lambda: scope.cancel(reason))
+
+    def _later(self, seconds: float, callback: Callable[[], object]) -> asyncio.TimerHandle:
+        # In a context of its own: asyncio keeps a cancelled timer, and what its context holds, until it would fire.
+        return self.loop.call_later(seconds, callback, context=contextvars.Context())
 
     def _at_home(self, callback: Callable[[], object]) -> None:
         """Now, if this is the home thread; else soon, there."""

@@ -58,9 +58,10 @@ class Tool(Generic[P, R]):
         source: the function, or its import path ``"package.module:function"``.
         name: what it is called by; the function's name if not given.
         lane: ``"thread"`` for functions that block (the default), ``"loop"`` for coroutine functions (their
-            default) and for plain ones that are quick.
+            default) and for plain ones that are quick; ``"process"`` for those that compute, or may crash or hang:
+            the function stands at the top of a module, and is imported in a worker process.
         timeout: seconds from the start of the function; then the caller gets ToolTimeout. A coroutine is
-            cancelled, a thread cannot be: it should look at ``cancelled()``.
+            cancelled, a process that goes on is killed; a thread cannot be: it should look at ``cancelled()``.
         concurrency: how many calls may run at the same time; more wait in the mailbox.
         mailbox: how many calls may wait.
         upstream: the service that it calls. When one call fails with :class:`~grami_actors.errors.RateLimited`, it and
@@ -81,6 +82,8 @@ class Tool(Generic[P, R]):
     ) -> None:
         if timeout <= 0 or concurrency < 1 or mailbox < 1:
             raise ValueError("a tool's timeout is more than 0 seconds, its concurrency and mailbox at least 1")
+        if upstream is not None and lane == "process":
+            raise ValueError("a worker process does not share a rate gate; put a tool with an upstream on another lane")
         self._source = source
         self._lock = threading.Lock()
         self._function: Callable[P, R] | None = None
@@ -108,6 +111,19 @@ class Tool(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<tool {self.name}>"
+
+    def __reduce__(self) -> Any:
+        """For a worker process: the way to the function, which is imported there when it is first called."""
+        names = ("name", "lane", "timeout", "concurrency", "mailbox")
+        return partial(lazy_tool, **{name: getattr(self, name) for name in names}), (self._path(),)
+
+    def _path(self) -> str:
+        if isinstance(self._source, str):
+            return self._source
+        path = f"{getattr(self._source, '__module__', '')}:{getattr(self._source, '__qualname__', '')}"
+        if path.startswith(":") or path.endswith((":", "<lambda>")) or "<locals>" in path:
+            raise TypeError(f"the tool {self.name} has no import path: define its function at the top of a module")
+        return path
 
     @property
     def loaded(self) -> bool:
@@ -298,7 +314,7 @@ class _Run:
         if scope is None:
             return _nothing
         late = ToolTimeout(f"the tool {self._tool.name} did not end within {self._tool.timeout:g} s; it may have acted")
-        return self._actor._cell.runtime.after(self._tool.timeout, lambda: scope.cancel(late))
+        return self._actor._cell.runtime.limit(scope, self._tool.timeout, late)
 
     async def awaited(self, result: Any) -> Any:
         try:

@@ -111,6 +111,8 @@ class LoopLane:
 
     def _turn(self, cell: Cell, now: float, end: float) -> bool:  # noqa: C901, PLR0912 - in parts it is slower by half
         """Handle a batch, until ``end`` at the latest; whether there may be more to do at once."""
+        if cell.paused:  # it may have no instance yet
+            return False
         mailbox, clock = cell.mailbox, self._clock
         queue, receive = mailbox.measure(), cell.actor.on_receive
         plain = False  # whether the context says that a message without a scope is at work

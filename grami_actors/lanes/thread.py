@@ -225,7 +225,7 @@ class ThreadLane:
         """Refused: a thread cannot be killed."""
         raise KillRefused(
             f"{cell.name} runs on the thread lane, and a thread cannot be killed; "
-            "stop it, or put what may hang on a lane that can be killed"
+            "stop it, or put what may hang on the process lane"
         )
 
     def detach(self, cell: Cell) -> None:
