@@ -76,10 +76,11 @@ class Spent(msgspec.Struct, frozen=True):
 class _Account:
     """The limits of one meter, and what counts against them. To be used with the request's lock held."""
 
-    __slots__ = ("budget", "exhausted", "limits", "on_exhausted", "spent")
+    __slots__ = ("base", "budget", "exhausted", "limits", "on_exhausted", "spent")
 
-    def __init__(self, budget: Budget, on_exhausted: Callable[[QuotaExceeded], object] | None) -> None:
+    def __init__(self, budget: Budget, on_exhausted: Callable[[QuotaExceeded], object] | None, base: int) -> None:
         self.budget = budget
+        self.base = base
         self.on_exhausted = on_exhausted
         self.exhausted: QuotaExceeded | None = None
         self.spent: dict[str, Amount] = dict.fromkeys(_WORDS, 0)
@@ -92,7 +93,8 @@ class _Account:
     def first_crossed(self, amounts: dict[str, Amount]) -> str:
         """The limit that these amounts more would cross; empty for none."""
         for name, amount in amounts.items():
-            if amount and name in self.limits and self.spent[name] + amount > self.limits[name]:
+            spent = -self.base if name == "depth" else self.spent[name]
+            if amount and name in self.limits and spent + amount > self.limits[name]:
                 return name
         return ""
 
@@ -125,9 +127,10 @@ class Meter:
         parent: Meter | None = None,
         *,
         on_exhausted: Callable[[QuotaExceeded], object] | None = None,
+        base: int = 0,
     ) -> None:
         self.budget = budget
-        own = _Account(budget, on_exhausted)
+        own = _Account(budget, on_exhausted, base)
         # One lock for all meters of a request: a charge counts in all of them or in none.
         self._lock: threading.Lock = threading.Lock() if parent is None else parent._lock  # noqa: SLF001
         self._accounts: tuple[_Account, ...] = (own,) if parent is None else (own, *parent._accounts)  # noqa: SLF001

@@ -46,7 +46,10 @@ class Last:
         reached: whether it was taken.
     """
 
-    reached = False
+    __slots__ = ("reached",)
+
+    def __init__(self) -> None:
+        self.reached = False
 
 
 _SIGNALS = frozenset({Terminated, Last})
@@ -84,6 +87,7 @@ class Cell:
         "runtime",
         "spec",
         "state",
+        "suspended",
         "timers",
         "waits",
         "watchers",
@@ -111,6 +115,7 @@ class Cell:
         self.owed: BaseException | None = None  # a failure to be seen to when it has started
         self.waits: dict[Future[Any], Envelope] = {}
         self.watchers: dict[Any, Callable[[Terminated], object]] | None = None
+        self.suspended = False  # to be so again when it has been restarted
         self.timers: Any = None
         self.port: Any = None  # what the lane keeps per cell
         self.lifecycle: asyncio.Task[Any] | None = None
@@ -166,7 +171,7 @@ class Cell:
         except (Closed, MailboxFull) as refused:
             raise self._refusal(refused) from None
         if displaced is not None:
-            self.discard(displaced, "overflow", self._dropped())
+            self.discard(displaced, "overflow", self.dropped())
 
     def post_parked(self, envelope: Envelope, admitted: Callable[[], None] | None = None) -> None:
         """The same, but wait for room; ``admitted`` is called when there is some. Raises ActorDead."""
@@ -189,7 +194,8 @@ class Cell:
             return ActorDead(f"{self.name} is stopped and takes no more messages")
         return MailboxFull(f"{self.name} is busy: {refused.message}")
 
-    def _dropped(self) -> MailboxFull:
+    def dropped(self) -> MailboxFull:
+        """What a message that was displaced ends with."""
         return MailboxFull(f"{self.name} dropped the message: its mailbox is full")
 
     def _announce(self, envelope: Envelope) -> None:
@@ -214,7 +220,7 @@ class Cell:
         except (Closed, MailboxFull) as refused:
             raise self._refusal(refused) from None
         if displaced is not None:
-            self.discard(displaced, "overflow", self._dropped())
+            self.discard(displaced, "overflow", self.dropped())
 
     def tell_detached(self, message: Any) -> None:
         """The same, but the message does not belong to the request being handled."""
@@ -243,7 +249,7 @@ class Cell:
         message: Any,
         timeout: float | None = None,
         future: Future[Any] | None = None,
-        budget: Budget | None = None,
+        budget: Budget | Meter | None = None,
     ) -> Future[Any]:
         """Send and get the future of the answer. Never raises: what goes wrong is the future's answer."""
         if future is None:
@@ -282,17 +288,23 @@ class Cell:
         return future
 
     @staticmethod
-    def _charge(future: Future[Any], budget: Budget | None) -> None:
+    def _charge(future: Future[Any], budget: Budget | Meter | None) -> None:
         meter: Any = future.meter
-        if budget is not None:
-            future.meter = meter = Meter(budget, meter, on_exhausted=future.cancel)
+        if isinstance(budget, Meter):  # one that others draw from too
+            future.meter = meter = budget
+        elif budget is not None:
+            future.meter = meter = Meter(budget, meter, on_exhausted=future.cancel, base=future.depth)
         meter.check_depth(future.depth)
         meter.charge(messages=1)
 
     def discard(self, envelope: Envelope, reason: str, error: GramiError) -> None:
         """End a message that will not be handled: fail its ask, or make it a dead letter."""
         reply_to = envelope.reply_to
-        if reply_to is not None:
+        if envelope.failure is not None:  # it was to be tried once more
+            self.bury(envelope, "poison", details(envelope.failure))
+            if reply_to is not None:
+                reply_to.fail(self._answer(envelope.failure))
+        elif reply_to is not None:
             reply_to.fail(error)
         elif type(envelope.message) not in _SIGNALS:
             self.bury(envelope, reason)
@@ -415,8 +427,7 @@ class Cell:
         if self.bus.timed:
             self._report(envelope, None, answer)
         if failure is not None and self.spec.restart.redeliver:
-            envelope.failures += 1
-            if envelope.failures == 1 and counts and self._redeliver(envelope, failure):
+            if envelope.failure is None and self._redeliver(envelope, failure, counts=counts):
                 return
             self.bury(envelope, "poison", details(failure))
         elif envelope.reply_to is None and failure is None:
@@ -426,14 +437,17 @@ class Cell:
         if counts and failure is not None:
             self.runtime.failed(self, failure)
 
-    def _redeliver(self, envelope: Envelope, failure: BaseException) -> bool:
+    def _redeliver(self, envelope: Envelope, failure: BaseException, *, counts: bool) -> bool:
         """Put a message back in front for the next instance."""
-        self.lane.pause(self)  # before the message is there to be taken
-        self.runtime.failed(self, failure)
+        envelope.failure = failure
+        if counts:
+            self.lane.pause(self)  # before the message is there to be taken
         try:
             self.mailbox.put_first(envelope)
         except Closed:
             return False
+        if counts:
+            self.runtime.failed(self, failure)
         return True
 
     def _judge(self, envelope: Envelope, error: BaseException) -> tuple[BaseException, BaseException | None]:
@@ -447,10 +461,13 @@ class Cell:
             return answer, None
         if self.state in {"stopping", "stopped"}:
             return ActorDead(f"{self.name} was stopped while it handled the message"), None
+        return self._answer(error), error
+
+    def _answer(self, error: BaseException) -> BaseException:
+        """What the caller of a handler that failed is answered."""
         if isinstance(error, Exception):
-            return error, error
-        crash = AgentCrashed(f"{self.name} died with the message in hand ({describe(error)}); the outcome is unknown")
-        return crash, error
+            return error
+        return AgentCrashed(f"{self.name} died with the message in hand ({describe(error)}); the outcome is unknown")
 
     def _report(self, envelope: Envelope, value: Any, error: BaseException | None) -> None:
         if MessageHandled not in self.bus:

@@ -259,6 +259,8 @@ class Future(Scope, pykka.Future[T]):
             return (yield from self._evaluate().__await__())
         if self._outcome is None and self._target is not None:
             self._target.lane.lend(self)
+        elif self._outcome is not None and self._outcome[1] is not None:
+            yield  # refused at once: who tries again and again must not keep the loop
         if self._outcome is None:
             arrived: asyncio.Future[None] = asyncio.Future(loop=asyncio.get_running_loop())
             if self._add_waiter(arrived):

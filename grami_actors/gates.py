@@ -20,7 +20,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
-from grami_actors.errors import ErrorCode, UpstreamError, WouldDeadlock
+from grami_actors.errors import ErrorCode, GramiError, UpstreamError, WouldDeadlock
+from grami_actors.messages import Scope
 
 State = Literal["open", "parked", "ready", "probing"]
 """``ready``: the park has passed, and nobody has tried yet."""
@@ -117,11 +118,16 @@ class RateGate:
         if waiter.refusal is not None:
             raise waiter.refusal
 
-    def wait(self, deadline: float = math.inf) -> None:
+    def wait(self, deadline: float = math.inf, scope: Scope | None = None) -> None:
         """Do what :meth:`admit` does, in an ordinary thread.
+
+        Args:
+            deadline: as for :meth:`admit`.
+            scope: its end ends the wait.
 
         Raises:
             UpstreamError: as :meth:`admit`.
+            GramiError: what the scope was cancelled with.
             WouldDeadlock: it would have to wait on the thread of a running event loop.
         """
         if self._state == "open":
@@ -130,12 +136,23 @@ class RateGate:
             raise WouldDeadlock("a blocking wait() on an event loop's thread would stop it; await admit()")
         told = threading.Event()
         waiter = _Waiter(deadline, told.set)
+
+        def give_up(_: GramiError) -> None:
+            told.set()
+
+        if scope is not None:
+            scope.on_cancel(give_up)
         try:
             while (pause := self._look(waiter)) > 0.0:
                 told.wait(pause)
+                if scope is not None and scope.reason is not None:
+                    raise scope.reason
         except BaseException:
             self._leave(waiter)
             raise
+        finally:
+            if scope is not None:
+                scope.forget(give_up)
         if waiter.refusal is not None:
             raise waiter.refusal
 

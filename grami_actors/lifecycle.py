@@ -171,6 +171,7 @@ class Lifecycle:
     async def _birth(self, cell: Cell) -> None:
         cell.born = False
         cell.owed = None
+        cell.child_history = ()
         await cell.lane.start(cell)
         cell.born = True
 
@@ -204,7 +205,7 @@ class Lifecycle:
         elif directive == "restart" and cell.spec.keep != "temporary":
             self._recover(cell, error)
         else:
-            self._give_up(cell, escalates=directive == "escalate")
+            self._give_up(cell, error, escalates=directive == "escalate")
 
     def _recover(self, cell: Cell, error: BaseException | None) -> None:
         recovery = Recovery(cell, _group(cell))
@@ -221,6 +222,7 @@ class Lifecycle:
             cell.lifecycle.cancel()
         if cell.state in _ALIVE:
             cell.lane.pause(cell)
+            cell.suspended = cell.state == "suspended"
             cell.move("failed")
         elif cell.state == "paused":
             cell.move("retry")
@@ -231,7 +233,7 @@ class Lifecycle:
             await self._hook(cell, "on_failure", type(error), error, error.__traceback__)
             cell.born = False  # a failed instance is not stopped, it is dropped
         while True:
-            await self._take_down(recovery, gently=error is None)
+            await self._take_down(recovery)
             decision = self._ask_policy(recovery.failed)
             if isinstance(decision, GiveUp):
                 if ActorGaveUp in self._runtime.bus:
@@ -239,22 +241,21 @@ class Lifecycle:
                 failed = recovery.failed
                 for member in reversed(tuple(recovery.cells)):
                     if member is not failed:
-                        self.stop(member, failed=True)
-                self._give_up(failed, escalates=True)
+                        self.stop(member, failed=ChildGaveUp())
+                self._give_up(failed, None, escalates=True)
                 return
             await self._wait_to_restart(recovery, decision)
             if await self._bring_up(recovery, decision):
                 return
 
-    async def _take_down(self, recovery: Recovery, *, gently: bool) -> None:
-        """Stop the instances, in reverse order; ``gently``: the one it began with too, for it did not fail."""
+    async def _take_down(self, recovery: Recovery) -> None:
         for cell in reversed(tuple(recovery.cells)):
             if cell.recovery is not recovery:
                 continue
             self._halt(cell)
             if cell.lifecycle is not None:
                 await asyncio.wait((cell.lifecycle,))
-            if gently or cell is not recovery.failed:
+            if cell.born:  # what failed is not waited for
                 await cell.lane.quiesce(cell, cell.spec.grace)
             if cell.timers is not None:
                 cell.timers.cancel_all()
@@ -311,7 +312,10 @@ class Lifecycle:
             cell.move("started")
             if ActorRestarted in self._runtime.bus:
                 self._publish(ActorRestarted(cell.name, cell.restarts, decision.delay))
-            self._run_messages(cell)
+            if cell.suspended:
+                cell.move("suspend")
+            else:
+                self._run_messages(cell)
         for cell in recovery.cells:
             cell.recovery = None
         return True
@@ -320,12 +324,12 @@ class Lifecycle:
         if ActorFailed in self._runtime.bus:
             self._publish(ActorFailed(cell.name, describe(error), details(error)))
 
-    def _give_up(self, cell: Cell, *, escalates: bool) -> None:
+    def _give_up(self, cell: Cell, error: BaseException | None, *, escalates: bool) -> None:
         parent = cell.parent
-        self.stop(cell, failed=True)
+        self.stop(cell, failed=error or ChildGaveUp())
         if not escalates or parent is None:
             return
-        error = ChildGaveUp(f"{cell.name} failed too often")
+        error = ChildGaveUp(f"{cell.name} failed, and could not be mended")
         if parent.state in _ALIVE:
             self.failed(parent, error)
         elif parent.lifecycle is not None and parent.state != "stopping":
@@ -345,7 +349,9 @@ class Lifecycle:
     def resume(self, cell: Cell) -> bool:
         """Undo :meth:`suspend`; ``False`` if it is not suspended."""
         if cell.state != "suspended":
-            return False
+            was, cell.suspended = cell.suspended, False
+            return was
+        cell.suspended = False
         cell.move("resume")
         self._publish(ActorResumed(cell.name))
         cell.lane.resume(cell)
@@ -354,14 +360,14 @@ class Lifecycle:
     # --- stop ---
 
     def stop(
-        self, cell: Cell, grace: float | None = None, *, failed: bool = False, by_itself: bool = False
+        self, cell: Cell, grace: float | None = None, *, failed: BaseException | None = None, by_itself: bool = False
     ) -> Future[bool]:
         """Begin to stop an actor, on the home loop.
 
         Args:
             cell: the actor.
             grace: seconds that its handler, its ``on_stop`` and its children get; its own if not given.
-            failed: its instance is broken, so ``on_stop`` is not run.
+            failed: what its instance failed with, so ``on_failure`` is run and ``on_stop`` is not.
             by_itself: the actor asked for it; a permanent child is then restarted.
 
         Returns:
@@ -378,7 +384,10 @@ class Lifecycle:
             self._begin_stop(cell, grace, ended, failed=failed)
         return ended
 
-    def _begin_stop(self, cell: Cell, grace: float | None, ended: Future[bool], *, failed: bool) -> None:
+    def _begin_stop(
+        self, cell: Cell, grace: float | None, ended: Future[bool], *, failed: BaseException | None
+    ) -> None:
+        cell.lane.pause(cell)
         idle = cell.state in _ALIVE and not (cell.children or cell.working or cell.at_work)
         idle = idle and cell.lane.name == "loop"
         birth = cell.lifecycle
@@ -389,23 +398,27 @@ class Lifecycle:
         cell.move("stop")
         cell.lane.pause(cell)  # now: the message in hand is the last one
         cell.watch(ended, lambda _: ended.set(True))
-        if idle and (failed or cell.spec.kind.on_stop is Actor.on_stop):
+        hook = Actor.on_stop if failed is None else Actor.on_failure
+        if idle and getattr(cell.spec.kind, hook.__name__) is hook:
             self._discard_mail(cell)
-            self._end(cell, "failed" if failed else "stopped")
+            self._end(cell, "stopped" if failed is None else "failed")
         else:
-            cell.lifecycle = self._task(
-                self._stop(cell, cell.spec.grace if grace is None else grace, birth, failed=failed)
-            )
+            cell.lifecycle = self._task(self._stop(cell, grace, birth, failed=failed))
 
-    async def _stop(self, cell: Cell, grace: float, birth: asyncio.Task[Any] | None, *, failed: bool) -> None:
+    async def _stop(
+        self, cell: Cell, grace: float | None, birth: asyncio.Task[Any] | None, *, failed: BaseException | None
+    ) -> None:
+        own = cell.spec.grace if grace is None else grace
         if birth is not None:
             await asyncio.wait((birth,))
         self._discard_mail(cell)
-        quiet = await cell.lane.quiesce(cell, grace)
+        if failed is not None and cell.born:
+            await self._hook(cell, "on_failure", type(failed), failed, failed.__traceback__, grace=own)
+        quiet = await cell.lane.quiesce(cell, own)
         await self._stop_children(cell, grace)
-        if quiet and cell.born and not failed:
-            quiet = await self._hook(cell, "on_stop", grace=grace)
-        self._end(cell, "failed" if failed else "stopped", leaked=not quiet)
+        if quiet and cell.born and failed is None:
+            quiet = await self._hook(cell, "on_stop", grace=own)
+        self._end(cell, "stopped" if failed is None else "failed", leaked=not quiet)
 
     def _end(self, cell: Cell, reason: str, *, leaked: bool = False) -> None:
         if cell.timers is not None:

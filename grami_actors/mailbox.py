@@ -65,6 +65,7 @@ class Mailbox:
         "_eager",
         "_lock",
         "_open",
+        "_over",
         "_peak",
         "_queue",
         "_scheduled",

@@ -284,7 +284,7 @@ class Envelope(msgspec.Struct, eq=False):
         sent_at: seconds on the system's clock; 0 if nobody wants to know.
         receiver: the cell that handles it; set by that cell.
         taken_at: seconds on the system's clock when its handler began; 0 if nobody wants to know.
-        failures: how often its handler failed.
+        failure: what its handler failed with the first time.
     """
 
     message: Any
@@ -294,7 +294,7 @@ class Envelope(msgspec.Struct, eq=False):
     sent_at: float = 0.0
     receiver: Any = None
     taken_at: float = 0.0
-    failures: int = 0
+    failure: BaseException | None = None
 
 
 class Terminated(msgspec.Struct, frozen=True):

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import msgspec
 
 from grami_actors.actor import Actor
-from grami_actors.budget import Budget
+from grami_actors.budget import Budget, Meter
 from grami_actors.cell import Cell
 from grami_actors.errors import AgentUnavailable, DestinationNotFound, GramiError, NameTaken
-from grami_actors.future import Future
+from grami_actors.future import Future, handled
 from grami_actors.messages import Envelope, ReplyTo
 from grami_actors.pools import Pool, PoolStrategy
 from grami_actors.topics import Topics
@@ -68,16 +68,22 @@ class Fanout:
         message: Any,
         timeout: float | None = None,
         future: Future[Any] | None = None,
-        budget: Budget | None = None,
+        budget: Budget | Meter | None = None,
     ) -> Future[Any]:
         """Ask each; the answer is the list of all answers in the order of the instances, or the first error."""
-        gathered = Future[Any]() if future is None else future
+        gathered = Gathered() if future is None else future
         try:
             cells = self._pool.all()
         except AgentUnavailable as nobody:
             gathered.fail(nobody)
             return gathered
+        here = handled()
+        if budget is not None:  # one for all of them
+            meter: Any = None if here is None or here.scope is None else here.scope.meter
+            budget = Meter(budget, meter, on_exhausted=gathered.cancel) if isinstance(budget, Budget) else budget
         asked = [cell.ask(message, timeout, None, budget) for cell in cells]
+        if isinstance(gathered, Gathered):
+            gathered.asked = asked
         gathered.on_cancel(lambda reason: [each.cancel(reason) for each in asked])
         _gather(asked, gathered)
         return gathered
@@ -126,6 +132,20 @@ def _gather(answers: list[Future[Any]], into: ReplyTo) -> None:
 
     for answer in answers:
         answer.on_done(partial(arrived, answer))
+
+
+class Gathered(Future[Any]):
+    """The answers of all members of a pool; who waits for it waits for each of them."""
+
+    asked: Sequence[Future[Any]] = ()
+
+    def _begin_waiting(self) -> Envelope | None:
+        edges = [each._begin_waiting() for each in self.asked]  # noqa: SLF001 - of the same kind
+        return next((here for here in edges if here is not None), None)
+
+    def _end_waiting(self, here: Envelope | None) -> None:
+        for each in self.asked:
+            each._end_waiting(here)  # noqa: SLF001
 
 
 class RoutingTable:

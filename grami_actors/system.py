@@ -100,7 +100,7 @@ class ActorSystem:
         self._closing = False
         self._gates = Gates(clock)
         self._watched: dict[Cell, set[Cell]] = {}
-        self._observers: dict[Cell, list[Callable[[], None]]] = {}
+        self._observers: dict[Cell, dict[type[Event], Callable[[], None]]] = {}
         self._slow_turn = slow_turn
         self._workers = workers
         self.id = f"{self._rng.getrandbits(64):016x}"
@@ -116,7 +116,9 @@ class ActorSystem:
             "process": self._processes,
         }
         self._lifecycle = Lifecycle(self, self._rng.random)
-        self._watchdog = None if self._slow_turn is None else Watchdog(self.loop, self.bus, self._slow_turn)
+        self._watchdog = (
+            None if self._slow_turn is None else Watchdog(self.loop, self.bus, self._slow_turn, LoopLane.turn.__code__)
+        )
         registry.install()
         # A variable that was never set is looked for anew each time; one that is None is remembered by the interpreter.
         current.set(current.get())
@@ -263,7 +265,9 @@ class ActorSystem:
             DestinationNotFound: nothing has this name; a ref to what is gone can be watched.
         """
         future: Future[Terminated] = Future()
-        self._at_home(partial(self._one(to).watch, future, future.set))
+        cell = self._one(to)
+        self._at_home(partial(cell.watch, future, future.set))
+        future.on_cancel(lambda _: self._at_home(partial(cell.unwatch, future)))
         return future
 
     def kill(self, to: str | Ref[Any]) -> None:
@@ -325,6 +329,8 @@ class ActorSystem:
 
     def stop_soon(self, cell: Cell, grace: float | None = None, *, by_itself: bool = False) -> Future[bool]:
         """Begin to stop an actor, from any thread."""
+        if by_itself:
+            cell.lane.pause(cell)  # here and now, on whatever lane it is
         if threading.get_ident() == self._home:
             return self._lifecycle.stop(cell, grace, by_itself=by_itself)
         future: Future[bool] = Future()
@@ -358,7 +364,8 @@ class ActorSystem:
 
     def unwatch_for(self, to: str | Ref[Any], watcher: Cell) -> None:
         """Take that back."""
-        self._at_home(partial(self._one(to).unwatch, watcher))
+        with contextlib.suppress(DestinationNotFound):  # it is gone: there is nothing to take back
+            self._at_home(partial(self._one(to).unwatch, watcher))
 
     def after(self, seconds: float, callback: Callable[[], object]) -> Callable[[], None]:
         """Call back on the home loop; returns a function that takes it back. Both from any thread."""
@@ -395,7 +402,7 @@ class ActorSystem:
             registry.unregister(cell.ref)
         if cell.parent is not None:
             cell.parent.children.pop(cell.name, None)
-        for end in self._observers.pop(cell, ()):
+        for end in self._observers.pop(cell, {}).values():
             end()
         for watched in self._watched.pop(cell, ()):
             watched.unwatch(cell)
@@ -418,10 +425,16 @@ class ActorSystem:
         def tell(event: Event) -> None:
             here = current.get()
             if here is None or here.receiver is not cell:
+                envelope = Envelope(event)
                 with contextlib.suppress(AgentUnavailable, MailboxFull):
-                    cell.mailbox.put(Envelope(event))
+                    displaced = cell.mailbox.put(envelope)
+                    if displaced is not None and displaced is not envelope:
+                        cell.discard(displaced, "overflow", cell.dropped())
 
-        self._observers.setdefault(cell, []).append(self.bus.subscribe(tell, *kinds))
+        observed = self._observers.setdefault(cell, {})
+        for kind in kinds or tuple(Event.__subclasses__()):
+            if kind not in observed:  # an instance that takes over observes again
+                observed[kind] = self.bus.subscribe(tell, kind)
 
     def gate(self, upstream: str) -> RateGate:
         """The rate gate of an upstream; the same one for everybody in this system."""

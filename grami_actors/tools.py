@@ -280,7 +280,24 @@ class ToolActor(Actor):
     def _run_gated(self, call: ToolCall) -> Any:
         if self._tool.upstream is None:
             return self._run(call)
-        return pass_gate(self.gate(self._tool.upstream), partial(self._run, call))
+        gate = self.gate(self._tool.upstream)
+        if self._tool.lane == "thread" and not inspect.iscoroutinefunction(self._tool.load()):
+            return self._run_blocking(gate, call)
+        return pass_gate(gate, partial(self._run, call))
+
+    def _run_blocking(self, gate: RateGate, call: ToolCall) -> Any:
+        """As :func:`pass_gate`, for a function that may itself run a loop on its thread."""
+        scope = current_scope()
+        while True:
+            gate.wait(math.inf if scope is None else scope.deadline, scope)
+            try:
+                result = self._run(call)
+            except GramiError as error:
+                if not _parked(gate, error):
+                    raise
+            else:
+                gate.succeeded()
+                return result
 
     def _run(self, call: ToolCall) -> Any:
         run = _Run(self, self._tool)
@@ -369,15 +386,20 @@ async def pass_gate(gate: RateGate, work: Callable[[], Any], may_repeat: Callabl
             if inspect.isawaitable(result):
                 result = await result
         except GramiError as error:
-            if error.error_code != ErrorCode.UPSTREAM_RATE_LIMITED:
-                gate.succeeded()
-                raise
-            gate.park((error.retry_after_ms or 1000) / 1000)
-            if not may_repeat():
+            if not _parked(gate, error) or not may_repeat():
                 raise
         else:
             gate.succeeded()
             return result
+
+
+def _parked(gate: RateGate, error: GramiError) -> bool:
+    """Close the gate if this error says that the upstream takes no calls."""
+    if error.error_code != ErrorCode.UPSTREAM_RATE_LIMITED:
+        gate.succeeded()
+        return False
+    gate.park((1000 if error.retry_after_ms is None else error.retry_after_ms) / 1000)
+    return True
 
 
 class ModelActor(Actor):

@@ -21,8 +21,6 @@ from types import CodeType, FrameType
 from grami_actors.cell import Cell
 from grami_actors.telemetry import Bus, SlowTurn
 
-_HANDLING: frozenset[CodeType] = frozenset({Cell.handle.__code__, Cell.drive.__code__})
-
 
 class _Sighting:
     """One handler at work, since when, and whether the loop has come round since."""
@@ -43,12 +41,15 @@ class Watchdog:
         loop: the running loop; this is its thread.
         bus: where to publish, from the watching thread.
         slow: seconds.
+        turn: the code in which the lane handles messages itself, its cell in the variable ``cell``.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, bus: Bus, slow: float) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, bus: Bus, slow: float, turn: CodeType) -> None:
         self._loop = loop
         self._bus = bus
         self._slow = slow
+        # What handles messages, and the variable in which it has the cell.
+        self._handling = {Cell.handle.__code__: "self", Cell.drive.__code__: "self", turn: "cell"}
         self._watched = threading.get_ident()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="grami-watchdog", daemon=True)
@@ -66,7 +67,7 @@ class Watchdog:
 
     def _look(self, seen: _Sighting | None) -> _Sighting | None:
         inner = sys._current_frames().get(self._watched)
-        frame = _handling(inner)
+        frame = self._find(inner)
         if frame is None or inner is None:
             return None
         if seen is None or seen.frame is not frame or seen.came_round.is_set():
@@ -77,15 +78,16 @@ class Watchdog:
         elapsed = time.monotonic() - seen.since
         if elapsed >= self._slow and not seen.reported:
             seen.reported = True
-            self._bus.publish(SlowTurn(frame.f_locals["self"].name, _place(frame, inner), elapsed))
+            self._bus.publish(
+                SlowTurn(frame.f_locals[self._handling[frame.f_code]].name, _place(frame, inner), elapsed)
+            )
         return seen
 
-
-def _handling(frame: FrameType | None) -> FrameType | None:
-    """The innermost frame of a cell that handles a message."""
-    while frame is not None and frame.f_code not in _HANDLING:
-        frame = frame.f_back
-    return frame
+    def _find(self, frame: FrameType | None) -> FrameType | None:
+        """The innermost frame that handles a message."""
+        while frame is not None and frame.f_code not in self._handling:
+            frame = frame.f_back
+        return frame
 
 
 def _place(handling: FrameType, inner: FrameType) -> str:

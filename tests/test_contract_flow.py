@@ -275,6 +275,7 @@ async def test_s13_who_gives_up_waiting_for_room_leaves_no_message_behind(lane: 
         await asyncio.sleep(0)
         asked[1].cancel()
         sends[1].cancel()
+        await asyncio.wait((sends[1],))
         gate.opened.set()
         with pytest.raises(Cancelled):
             await asked[1]

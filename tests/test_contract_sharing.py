@@ -33,7 +33,7 @@ from grami_actors.swarm import Swarm
 from grami_actors.system import ActorSystem
 from grami_actors.telemetry import ActorFailed, ActorStopped, DeadLetter, MessageHandled
 from grami_actors.tools import Tool, tool
-from tests.conftest import LANES, Gate, Recorder, Signal, on, running
+from tests.conftest import LANES, Gate, Recorder, Signal, on, running, turns_until
 from tests.test_contract import AT_ONCE, Held, Log
 
 lanes = st.sampled_from(LANES)
@@ -651,6 +651,7 @@ async def test_s3_who_waits_for_an_upstream_can_be_cancelled(lane: str) -> None:
         handled = Recorder(system, MessageHandled)
         asked = [system.resolve("tool:fetch", None).ask(ToolCall({"number": n})) for n in range(2)]
         await service.called.reached()
+        await turns_until(lambda: system.table.cells["tool:fetch"].working == 2)
         for future in asked:
             future.cancel()
         await handled.until(lambda events: len(events) == 2)

@@ -1,4 +1,4 @@
-"""The worker's end of the pipe, and the errands that it waits for. Floor 8."""
+"""The worker's end of the pipe, and the errands that it waits for. Floor 9."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One worker process, as its parent sees it: started, spoken to, killed, and always reaped. Floor 8.
+"""One worker process, as its parent sees it: started, spoken to, killed, and always reaped. Floor 9.
 
 Rules:
 

@@ -1,4 +1,4 @@
-"""How values cross to a worker process and back: msgpack, and names instead of code. Floor 8.
+"""How values cross to a worker process and back: msgpack, and names instead of code. Floor 9.
 
 Rules:
 

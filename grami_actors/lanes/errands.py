@@ -1,4 +1,4 @@
-"""What a worker process has its parent do: tell, ask, watch, emit; each in the scope of the message in hand. Floor 8.
+"""What a worker process has its parent do: tell, ask, watch, emit; each in the scope of the message in hand. Floor 9.
 
 A worker's word is checked like a client's: an errand that makes no sense is an error, which ends the worker.
 """

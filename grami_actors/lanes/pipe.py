@@ -1,4 +1,4 @@
-"""The pipe between the parent and a worker process: which frames there are, and how they are cut. Floor 8.
+"""The pipe between the parent and a worker process: which frames there are, and how they are cut. Floor 9.
 
 A frame is four bytes of length, big-endian, and a msgpack array whose first element names its kind. Types are checked
 when a frame is read; values of users (``Any`` below) are what :class:`grami_actors.lanes.codec.Codec` packed.

@@ -1,4 +1,4 @@
-"""The process lane: actors in worker processes, which may crash, hang or be killed. Floor 8.
+"""The process lane: actors in worker processes, which may crash, hang or be killed. Floor 9.
 
 Rules:
 

@@ -1,4 +1,4 @@
-"""The system as an actor in a worker process sees it: everything that is not here is an errand. Floor 8.
+"""The system as an actor in a worker process sees it: everything that is not here is an errand. Floor 9.
 
 An errand is a frame to the parent, which does it in the scope of the message in hand; the thread that reads the pipe
 settles what is waited for, so a plain handler may block where a coroutine awaits.
@@ -245,7 +245,7 @@ class Inner(Cell):
         self.tell = remote.tell  # type: ignore[method-assign]
         self.tell_detached = remote.tell_detached  # type: ignore[method-assign]
         self.send = remote.send  # type: ignore[method-assign]
-        self.ask = remote.ask  # type: ignore[method-assign]
+        self.ask = remote.ask  # type: ignore[method-assign, assignment]
 
     def succeed(self, envelope: Envelope, value: Any) -> None:
         """The handler returned."""

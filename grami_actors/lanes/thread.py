@@ -119,7 +119,10 @@ class ThreadLane:
             while (envelope := self._take(cell, port)) is not None:
                 rest = cell.handle(envelope, cell.now())
                 if rest is not None:
-                    runner.run(rest, context=contextvars.copy_context())
+                    # The message is finished; but a task that was told to stop and had nothing left to wait for ends
+                    # as cancelled, and that must not end the thread.
+                    with contextlib.suppress(asyncio.CancelledError):
+                        runner.run(rest, context=contextvars.copy_context())
                 current.set(None)
                 self._done(cell, port)
         runner.close()
@@ -157,6 +160,9 @@ class ThreadLane:
 
     def _run_job(self, cell: Cell, job: tuple[Callable[[], Any], asyncio.Future[Any]], runner: asyncio.Runner) -> None:
         hook, answer = job
+        port: _Port = cell.port
+        with port.lock:
+            cell.working += 1
         envelope = Envelope(None, receiver=cell)
         cell.at_work = envelope
         token = current.set(envelope)
@@ -165,14 +171,16 @@ class ThreadLane:
             if inspect.isawaitable(result):
                 result = runner.run(_awaited(result), context=contextvars.copy_context())
         except BaseException as error:  # noqa: BLE001 - S15: it is the hook's answer, whatever it is
-            self._report(_fail, answer, error)
+            report: tuple[Any, ...] = _fail, answer, error
         else:
-            self._report(_settle, answer, result)
+            report = _settle, answer, result
         finally:
             if cell.at_work is envelope:
                 cell.at_work = None
             current.reset(token)
+            self._done(cell, port)
             cell.mailbox.nudge()
+        self._report(*report)
 
     def _report(self, callback: Callable[..., object], *args: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the home loop is closed: nobody waits any more

@@ -1,4 +1,4 @@
-"""The program of a worker process: ``python -m grami_actors.lanes.worker SOCKET PARENT``. Floor 8.
+"""The program of a worker process: ``python -m grami_actors.lanes.worker SOCKET PARENT``. Floor 9.
 
 The main thread runs handlers, one at a time; another reads the pipe. The process ends with its parent, and at
 the latest a moment after it with the pipe, whatever its handler is doing.
