@@ -6,7 +6,7 @@ INTERPRETERS = $(if $(PYTHON),"$(PYTHON)",python3.13 python3.12 python3.11 pytho
 SCRIPTED_UNLESS_LOCAL = test -s $(VENV)/.local || export GRAMI_MODEL="$${GRAMI_MODEL:-scripted}";
 
 .DELETE_ON_ERROR:
-.PHONY: help run serve test check format coverage bench clean
+.PHONY: help run serve test check format coverage bench stress clean
 
 help: ## list these targets
 	@echo "usage: make TARGET [PYTHON=/path/to/python] [VENV=.venv]"
@@ -39,6 +39,9 @@ coverage: $(VENV)/.dev ## run the tests and list the branches that they miss
 
 bench: $(VENV)/.bench ## measure beside other actor libraries, in about ten minutes (ARGS=--help tells more)
 	@$(BIN)/python benchmarks/run.py $(ARGS)
+
+stress: $(VENV)/.test ## a million asks from eight threads, while actors stop, fail and are killed
+	@$(BIN)/python benchmarks/stress.py --asks 1000000 --threads 8 $(ARGS)
 
 clean: ## remove all that was made here
 	@rm -rf $(VENV) .venv313 .ci/node .*_cache .hypothesis .coverage .coverage.* build dist *.egg-info
