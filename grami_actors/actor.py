@@ -91,7 +91,7 @@ class Actor(_PykkaActor):  # type: ignore[misc]
             return self.on_terminated(message)
         if isinstance(message, Last):
             message.reached = True
-            return self._cell.runtime.stop_soon(self._cell).done()
+            return self._cell.runtime.stop_soon(self._cell, message.grace).done()
         return super()._handle_receive(message)  # a call through a proxy
 
     def on_receive(self, message: Any) -> Any:

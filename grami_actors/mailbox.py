@@ -252,6 +252,16 @@ class Mailbox:
         self._admit()
         return True
 
+    def forget(self, kind: type, name: str) -> None:
+        """Drop the messages of a kind and with this name that go before the others."""
+        with self._lock:
+            if self.first:
+                self.first = deque(
+                    each
+                    for each in self.first
+                    if type(each.message) is not kind or getattr(each.message, "name", "") != name
+                )
+
     def nudge(self) -> None:
         """Wake the lane if there is mail: the actor can take messages again after a pause."""
         self._scheduled = False

@@ -234,7 +234,7 @@ class ActorSystem:
         """
         cells = self._named(to)
         ends = [self.watch(cell.ref) for cell in cells]
-        lasts = [Last() for _ in cells]
+        lasts = [Last(timeout) for _ in cells]
         for cell, last in zip(cells, lasts, strict=True):
             with contextlib.suppress(Closed):  # it is stopping or draining already
                 cell.mailbox.seal(Envelope(last))
@@ -245,6 +245,7 @@ class ActorSystem:
         except TimeoutError:
             for cell in cells:
                 await self.stop(cell.ref)
+            return False
         return all(last.reached for last in lasts)
 
     def suspend(self, to: str | Ref[Any]) -> bool:
@@ -364,8 +365,9 @@ class ActorSystem:
 
     def unwatch_for(self, to: str | Ref[Any], watcher: Cell) -> None:
         """Take that back."""
-        with contextlib.suppress(DestinationNotFound):  # it is gone: there is nothing to take back
+        with contextlib.suppress(DestinationNotFound):  # it is gone
             self._at_home(partial(self._one(to).unwatch, watcher))
+        watcher.mailbox.forget(Terminated, to if isinstance(to, str) else to.name)  # if it was told already
 
     def after(self, seconds: float, callback: Callable[[], object]) -> Callable[[], None]:
         """Call back on the home loop; returns a function that takes it back. Both from any thread."""

@@ -32,7 +32,7 @@ from grami_actors.messages import Envelope, Scope
 from grami_actors.restarts import RestartPolicy
 from grami_actors.router import Forward
 from grami_actors.system import ActorSystem
-from grami_actors.telemetry import ActorFailed, DeadLetter, MessageHandled, SlowTurn
+from grami_actors.telemetry import ActorFailed, ActorRestarted, DeadLetter, MessageHandled, SlowTurn
 from tests.conftest import LANES, Gate, Recorder, on, running
 from tests.test_contract import AT_ONCE, Held, Log
 
@@ -601,6 +601,14 @@ async def test_s16_what_fails_stops_or_observes_in_one_system_is_nothing_to_the_
 # --- S17 blocking is an error ---
 
 
+async def eventually(condition: Any) -> None:
+    """Let the loop go round until it is so."""
+    done = False
+    while not done:
+        await asyncio.sleep(0)
+        done = bool(condition())
+
+
 class Link(Actor):
     """Asks the next one, in one of the ways there are."""
 
@@ -688,20 +696,20 @@ async def test_s17_a_blocking_ask_in_a_handler_on_the_loop_is_refused_at_once(la
         assert await system.ask(other, "alive") == "alive"
 
 
-async def test_s17_actors_that_ask_each_other_one_after_the_other_are_no_circle(lane: str) -> None:
-    class Partner(Actor):
-        def __init__(self, other: str) -> None:
-            super().__init__()
-            self.other = other
-
-        async def on_receive(self, message: Any) -> Any:
-            return await self.ask(self.other, message - 1) if message % 2 else message
-
+async def test_s17_who_waits_for_an_actor_that_waits_for_a_third_is_in_no_circle(lane: str) -> None:
+    gate = Gate()
     async with running() as system:
-        await system.spawn(on(lane, Partner), "b", name="a")
-        await system.spawn(on("loop" if lane == "thread" else "thread", Partner), "a", name="b")
-        for _ in range(50):
-            assert [await system.ask(name, 1) for name in "ab"] == [0, 0]
+        await system.spawn(on("loop", Held), gate, name="c")
+        await system.spawn(on(lane, Link), "c", "waits", name="b")
+        asking = [await system.spawn(on(each, Link), "b", "gathers") for each in (*LANES, *LANES)]
+        first = system.resolve("b", None).ask("hold")
+        await gate.until_entered()
+        asked = [ref.ask(number, block=False) for number, ref in enumerate(asking)]
+        for ref in asking:
+            await eventually(lambda ref=ref: ref._cell.waits)
+        gate.opened.set()
+        assert await first == "hold"
+        assert [await future for future in asked] == [0, 1, 2, 3]
 
 
 # --- S18 cancel ---
@@ -735,9 +743,11 @@ async def chain(system: ActorSystem, kinds: list[str], ended: list[tuple[str, st
     return list(names)
 
 
-@given(kinds=st.lists(lanes, min_size=1, max_size=4))
+@given(kinds=st.lists(lanes, min_size=1, max_size=4), by_task=st.booleans())
 @settings(max_examples=30, deadline=None)
-def test_s18_cancelling_an_ask_cancels_every_handler_of_a_chain_across_lanes(kinds: list[str]) -> None:
+def test_s18_cancelling_an_ask_cancels_every_handler_of_a_chain_across_lanes(
+    kinds: list[str], *, by_task: bool
+) -> None:
     async def play() -> None:
         ended: list[tuple[str, str]] = []
         gate = Gate()
@@ -746,8 +756,13 @@ def test_s18_cancelling_an_ask_cancels_every_handler_of_a_chain_across_lanes(kin
             failures = Recorder(system, ActorFailed, DeadLetter)
             names = await chain(system, kinds, ended, gate)
             future = system.resolve("a", None).ask("work")
+            waiting = asyncio.create_task(wait_for(future))
             await gate.until_entered()
-            assert future.cancel() is True
+            if by_task:
+                waiting.cancel()
+                await asyncio.wait((waiting,))
+            else:
+                assert future.cancel() is True
             assert future.cancel() is False
             with pytest.raises(Cancelled):
                 await future
@@ -1051,10 +1066,14 @@ async def test_s15_a_crash_answers_everybody_who_asked(lane: str) -> None:
 
     gates = [Gate() for _ in range(3)]
     async with running() as system:
+        restarts = Recorder(system, ActorRestarted)
         ref = await system.spawn(on(lane, Wide))
         asked = [ref.ask(number, block=False) for number in range(3)]
         for gate in gates:
             await gate.until_entered()
+        for gate, future in zip(gates, asked, strict=True):  # the last two when their instance was replaced
             gate.opened.set()
-        answers = await asyncio.gather(*asked, return_exceptions=True)
-        assert [type(answer) for answer in answers] == [AgentCrashed] * 3
+            with pytest.raises(AgentCrashed):
+                await future
+            await restarts.first(ActorRestarted)
+        assert len(restarts.events) == 1

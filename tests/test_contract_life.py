@@ -884,3 +884,53 @@ async def test_s9_to_s12_hold_when_everything_happens_at_once(lane: str) -> None
         await asyncio.gather(*closing)
         assert {(await end).reason for end in ends} == {"stopped"}
         assert [info.name for info in system.tree()] == ["router"]
+
+
+async def test_s12_what_is_unwatched_is_not_told_of_even_if_its_end_waits_in_the_mailbox(lane: str) -> None:
+    gate, told = Gate(), []
+
+    class Watching(Actor):
+        async def on_receive(self, message: Any) -> Any:
+            if message == "hold":
+                await gate.wait_async()
+                self.unwatch("target")
+
+        def on_terminated(self, terminated: Terminated) -> None:
+            told.append(terminated.name)
+
+    async with running() as system:
+        watcher = await system.spawn(on(lane, Watching))
+        for name in ("target", "other"):
+            await system.spawn(Actor, name=name)
+            system.watch_for(name, watcher._cell)
+        held = watcher.ask("hold", block=False)
+        await gate.until_entered()
+        await system.stop("target")
+        await system.stop("other")
+        gate.opened.set()
+        await held
+        await watcher.ask("anything", block=False)
+        assert told == ["other"]
+
+
+async def test_s10_a_drain_waits_for_all_handlers_that_are_still_at_work() -> None:
+    gate = Gate()
+    ended: list[str] = []
+
+    class Slow(Actor):
+        concurrency = 2
+
+        async def on_receive(self, message: Any) -> None:
+            try:
+                await gate.wait_async()
+                ended.append("handled")
+            except asyncio.CancelledError:
+                ended.append("cancelled")
+                raise
+
+    async with running() as system:
+        ref = await system.spawn(Slow, name="slow")
+        system.tell(ref, "work")
+        await gate.until_entered()
+        assert not await system.drain(ref, timeout=0.01)
+        assert ended == ["cancelled"]

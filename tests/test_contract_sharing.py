@@ -33,7 +33,7 @@ from grami_actors.swarm import Swarm
 from grami_actors.system import ActorSystem
 from grami_actors.telemetry import ActorFailed, ActorStopped, DeadLetter, MessageHandled
 from grami_actors.tools import Tool, tool
-from tests.conftest import LANES, Gate, Recorder, Signal, on, running, turns_until
+from tests.conftest import LANES, Gate, Recorder, Signal, on, running
 from tests.test_contract import AT_ONCE, Held, Log
 
 lanes = st.sampled_from(LANES)
@@ -86,6 +86,8 @@ def test_s19_exactly_as_many_handlers_interleave_as_are_declared(width: int, mes
                     if at_work == min(width, messages):
                         full.opened.set()
                 await full.wait_async()
+                for _ in range(5):  # whoever is one too many has had its chance
+                    await asyncio.sleep(0)
                 with lock:
                     at_work -= 1
                 return message
@@ -179,7 +181,7 @@ async def test_s19_a_key_stays_with_its_instance_through_a_restart(lane: str) ->
     seen: list[tuple[str, int]] = []
 
     class Keyed(Actor):
-        restart = AT_ONCE
+        restart = RestartPolicy(shortest=0.02, longest=0.02)
 
         async def on_receive(self, message: Any) -> Any:
             if message["number"] == 0:
@@ -194,9 +196,12 @@ async def test_s19_a_key_stays_with_its_instance_through_a_restart(lane: str) ->
             system.table.join("pool", ref._cell, strategy="consistent_hash")
         system.tell("pool", {"key": "k", "number": 0})
         await gate.until_entered()
-        for number in range(1, 4):
-            system.tell("pool", {"key": "k", "number": number})
+        failures = Recorder(system, ActorFailed)
+        system.tell("pool", {"key": "k", "number": 1})
         gate.opened.set()
+        await failures.first(ActorFailed)
+        for number in (2, 3):  # while it restarts
+            system.tell("pool", {"key": "k", "number": number})
         name = await system.ask("pool", {"key": "k", "number": 4})
         assert seen == [(name, number) for number in range(1, 5)]
 
@@ -646,17 +651,16 @@ async def test_s3_tools_that_share_an_upstream_share_its_gate_and_others_do_not(
 
 
 async def test_s3_who_waits_for_an_upstream_can_be_cancelled(lane: str) -> None:
-    service = Upstream(refusals=1, retry_after=20)
+    service = Upstream(refusals=100, retry_after=20)
     async with swarm(tools=(calls(service, lane, concurrency=2),)) as system:
-        handled = Recorder(system, MessageHandled)
         asked = [system.resolve("tool:fetch", None).ask(ToolCall({"number": n})) for n in range(2)]
         await service.called.reached()
-        await turns_until(lambda: system.table.cells["tool:fetch"].working == 2)
         for future in asked:
             future.cancel()
-        await handled.until(lambda events: len(events) == 2)
-        assert {event.outcome for event in handled.events} == {ErrorCode.CANCELLED}
-        assert service.calls == 1
+            with pytest.raises(Cancelled):
+                await future
+        assert await system.drain("tool:fetch", timeout=2)  # nobody waits there any more
+        assert 1 <= service.calls <= 2
 
 
 async def test_s3_a_service_that_takes_calls_again_at_once_is_called_again_at_once(lane: str) -> None:
