@@ -421,7 +421,7 @@ class Cell:
         if self.at_work is envelope:
             self.at_work = None
         answer, failure = self._judge(envelope, error)
-        unheard = isinstance(error, Exception) and isinstance(answer, ActorDead) and answer is not error
+        unheard = failure is None and not isinstance(error, GramiError) and answer is error
         if unheard and ActorFailed in self.bus:
             self.bus.publish(ActorFailed(self.name, describe(error), details(error)))  # nobody else would tell
         # With concurrency an instance that was replaced may still have handlers at work: they count no more.
@@ -462,6 +462,8 @@ class Cell:
         if isinstance(error, BaseExceptionGroup) and (answer := only_answer(error)) is not None:
             return answer, None
         if self.state in {"stopping", "stopped"}:
+            if isinstance(error, Exception):
+                return error, None
             return ActorDead(f"{self.name} was stopped while it handled the message"), None
         return self._answer(error), error
 

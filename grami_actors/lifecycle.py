@@ -88,6 +88,7 @@ class Lifecycle:
         self._random = random
         self._thread = threading.get_ident()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._hooks: dict[Cell, asyncio.Task[Any]] = {}
         # A restart must not inherit the scope of the message that failed.
         self._context = contextvars.copy_context()
         self._context.run(current.set, None)
@@ -120,14 +121,18 @@ class Lifecycle:
             return
         # A task of its own: whoever spawns may be cancelled, and what was begun must still be put away.
         cell.lifecycle = birth = self._task(self._begin_life(cell))
+        gone: asyncio.Future[object] = self._runtime.loop.create_future()
+        cell.watch(gone, gone.set_result)
         try:
-            started = await asyncio.shield(birth)
+            await asyncio.wait((birth, gone), return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
-            if birth.cancelled():
-                raise StartFailed(f"{cell.name} was stopped while it started") from None
             self.stop(cell)
             raise
-        if not started:
+        finally:
+            cell.unwatch(gone)
+        if not birth.done() or birth.cancelled():
+            raise StartFailed(f"{cell.name} was stopped while it started")
+        if not birth.result():
             raise StartFailed(f"{cell.name} stopped itself while it started")
 
     def _start_now(self, cell: Cell) -> None:
@@ -136,6 +141,8 @@ class Lifecycle:
         except BaseException as error:
             self._forget(cell)
             raise _start_failed(cell, error) from error
+        if cell.state != "starting":
+            raise StartFailed(f"{cell.name} stopped itself while it started")
         cell.born = True
         self._open(cell)
 
@@ -167,6 +174,15 @@ class Lifecycle:
         if cell.owed is not None:  # a child gave up while this actor was busy being started
             error, cell.owed = cell.owed, None
             self.failed(cell, error)
+
+    async def _born_again(self, cell: Cell) -> BaseException | None:
+        try:
+            await self._birth(cell)
+        except BaseException as error:  # S15: asyncio re-raises SystemExit, and takes CancelledError for its own
+            if _cancelled_from_outside(error):
+                raise
+            return error
+        return None
 
     async def _birth(self, cell: Cell) -> None:
         cell.born = False
@@ -230,8 +246,8 @@ class Lifecycle:
     async def _run(self, recovery: Recovery, error: BaseException | None) -> None:
         cell = recovery.failed
         if error is not None:
-            await self._hook(cell, "on_failure", type(error), error, error.__traceback__)
             cell.born = False  # a failed instance is not stopped, it is dropped
+            await self._hook(cell, "on_failure", type(error), error, error.__traceback__)
         while True:
             await self._take_down(recovery)
             decision = self._ask_policy(recovery.failed)
@@ -253,8 +269,7 @@ class Lifecycle:
             if cell.recovery is not recovery:
                 continue
             self._halt(cell)
-            if cell.lifecycle is not None:
-                await asyncio.wait((cell.lifecycle,))
+            await self._outlives(cell.lifecycle, cell.spec.grace)
             if cell.born:  # what failed is not waited for
                 await cell.lane.quiesce(cell, cell.spec.grace)
             if cell.timers is not None:
@@ -296,14 +311,14 @@ class Lifecycle:
             if cell.recovery is not recovery:
                 continue
             # A task of its own: stopping this actor must not end the restart of the others.
-            cell.lifecycle = birth = self._task(self._birth(cell))
+            cell.lifecycle = birth = self._task(self._born_again(cell))
             await asyncio.wait((birth,))
             if (
                 birth.cancelled() or cell.state != "restarting" or cell.recovery is not recovery
             ):  # stopped meanwhile, maybe by its own on_start
                 continue
             cell.lifecycle = None
-            error = birth.exception()
+            error = birth.result()
             if error is not None:
                 self._report_failure(cell, error)
                 recovery.failed = cell
@@ -354,7 +369,7 @@ class Lifecycle:
         cell.suspended = False
         cell.move("resume")
         self._publish(ActorResumed(cell.name))
-        cell.lane.resume(cell)
+        self._run_messages(cell)
         return True
 
     # --- stop ---
@@ -376,9 +391,8 @@ class Lifecycle:
         ended: Future[bool] = Future()
         if cell.state in {"stopping", "stopped"}:
             cell.watch(ended, lambda _: ended.set(False))
-        elif by_itself and cell.spec.keep == "permanent" and cell.parent is not None and cell.parent.state in _ALIVE:
-            if cell.state in _ALIVE:
-                self._recover(cell, None)
+        elif by_itself and cell.state in _ALIVE and _is_kept(cell):
+            self._recover(cell, None)
             ended.set(False)
         else:
             self._begin_stop(cell, grace, ended, failed=failed)
@@ -409,12 +423,12 @@ class Lifecycle:
         self, cell: Cell, grace: float | None, birth: asyncio.Task[Any] | None, *, failed: BaseException | None
     ) -> None:
         own = cell.spec.grace if grace is None else grace
-        if birth is not None:
-            await asyncio.wait((birth,))
+        leaked = await self._outlives(birth, own)
+        leaked |= await self._outlives(self._hooks.get(cell), own)  # of a restart that this stop put an end to
         self._discard_mail(cell)
         if failed is not None and cell.born:
             await self._hook(cell, "on_failure", type(failed), failed, failed.__traceback__, grace=own)
-        quiet = await cell.lane.quiesce(cell, own)
+        quiet = await cell.lane.quiesce(cell, own) and not leaked
         await self._stop_children(cell, grace)
         if quiet and cell.born and failed is None:
             quiet = await self._hook(cell, "on_stop", grace=own)
@@ -443,16 +457,27 @@ class Lifecycle:
         """Run a hook that may fail without consequence; ``False`` if it did not end in time."""
         if cell.lane.name == "loop" and getattr(cell.spec.kind, hook) is getattr(Actor, hook):
             return True
-        task = self._task(self._contained(cell, hook, args))
+        task = self._hooks[cell] = self._task(self._contained(cell, hook, args))
+        task.add_done_callback(lambda _: self._hooks.get(cell) is task and self._hooks.pop(cell))
         done, _ = await asyncio.wait((task,), timeout=cell.spec.grace if grace is None else grace)
         if not done:
             task.cancel()
-            await asyncio.wait((task,), timeout=SHORT_GRACE)
-            self._tasks.discard(task)  # one that swallows its cancellation is left behind
+            await self._outlives(task, SHORT_GRACE)
             return False
         error = task.result()
         if error is not None:
             self._report_failure(cell, error)
+        return True
+
+    async def _outlives(self, task: asyncio.Task[Any] | None, seconds: float) -> bool:
+        """Wait for what ends, or was told to; whether it goes on all the same, and is left behind."""
+        if task is None or task.done():
+            return False
+        await asyncio.wait((task,), timeout=seconds)
+        if task.done():
+            return False
+        task.cancel()
+        self._tasks.discard(task)
         return True
 
     @staticmethod
@@ -478,6 +503,11 @@ def _group(cell: Cell) -> list[Cell]:
     if parent.spec.kind.strategy == "rest_for_one":
         siblings = siblings[siblings.index(cell) :]
     return [each for each in siblings if each.state in _ALIVE | _DOWN]
+
+
+def _is_kept(cell: Cell) -> bool:
+    """Whether it is restarted when it stops itself."""
+    return cell.spec.keep == "permanent" and cell.parent is not None and cell.parent.state in _ALIVE
 
 
 def _start_failed(cell: Cell, error: BaseException) -> StartFailed:

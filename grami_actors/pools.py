@@ -28,7 +28,7 @@ PoolStrategy = Literal["least_busy", "round_robin", "consistent_hash", "broadcas
 VIRTUAL_NODES = 64
 """Places of each member on the ring: their shares of the keys then differ by about an eighth (1/√64)."""
 
-_PREFERENCE = {"running": 0, "paused": 2}
+_PREFERENCE = {"running": 0, "paused": 2, "stopping": 3, "stopped": 3}
 
 # A restarting member is none of them: its mailbox is kept, so it keeps its keys and their order.
 _GONE = frozenset({"paused", "stopping", "stopped"})

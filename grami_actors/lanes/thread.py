@@ -160,6 +160,8 @@ class ThreadLane:
 
     def _run_job(self, cell: Cell, job: tuple[Callable[[], Any], asyncio.Future[Any]], runner: asyncio.Runner) -> None:
         hook, answer = job
+        if answer.cancelled():  # whoever wanted it has given up
+            return
         port: _Port = cell.port
         with port.lock:
             cell.working += 1
