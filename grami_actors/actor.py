@@ -17,7 +17,7 @@ from grami_actors.mailbox import CAPACITY, Overflow
 from grami_actors.messages import Envelope, Message, Terminated
 from grami_actors.ref import Ref
 from grami_actors.restarts import RestartPolicy
-from grami_actors.spec import LaneName, Strategy
+from grami_actors.spec import GRACE, STRATEGIES, Keep, LaneName, Spec, Strategy
 from grami_actors.telemetry import Event
 from grami_actors.timers import Timers
 
@@ -307,3 +307,36 @@ def charge(*, messages: int = 0, tool_calls: int = 0, tokens: int = 0, cost: flo
 def _failed(future: Future[Any], error: GramiError) -> Future[Any]:
     future.fail(error)
     return future
+
+
+def specify(
+    kind: type[Actor],
+    args: tuple[Any, ...] = (),
+    kwargs: dict[str, Any] | None = None,
+    keep: Keep = "transient",
+    grace: float = GRACE,
+) -> Spec:
+    """How to make an actor of a class, as the class says.
+
+    Raises:
+        TypeError, ValueError: it is no actor class, or one of its attributes has a value that cannot be.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, Actor)):
+        raise TypeError(f"{kind!r} is no actor class; give the class itself, not an instance or a name")
+    policy = kind.children_restart
+    if kind.strategy not in STRATEGIES or not (policy is None or isinstance(policy, RestartPolicy)):
+        raise ValueError(
+            f"{kind.__name__}: strategy is one of {', '.join(STRATEGIES)}, and children_restart a RestartPolicy or None"
+        )
+    return Spec(
+        kind=kind,
+        args=args,
+        kwargs=kwargs or {},
+        lane=kind.lane,
+        mailbox=kind.mailbox,
+        overflow=kind.overflow,
+        concurrency=kind.concurrency,
+        restart=kind.restart,
+        keep=keep,
+        grace=grace,
+    )

@@ -6,15 +6,13 @@ from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, ClassVar, TypeVar, get_args
 
-from grami_actors.actor import Actor, charge
+from grami_actors.actor import Actor, charge, specify
 from grami_actors.errors import GramiError
 from grami_actors.future import Future, Stream
-from grami_actors.mailbox import Overflow
 from grami_actors.messages import Message, ToolCall, snake_case
 from grami_actors.model import Generate, Prompt
 from grami_actors.pools import PoolStrategy
 from grami_actors.restarts import RestartPolicy
-from grami_actors.spec import LaneName
 
 H = TypeVar("H", bound=Callable[..., Any])
 
@@ -136,16 +134,9 @@ class Agent(Actor):
 
 
 def _check_options(cls: type[Agent]) -> None:
-    if cls.lane not in get_args(LaneName) or cls.overflow not in get_args(Overflow):
-        wrong, known = (cls.overflow, Overflow) if cls.lane in get_args(LaneName) else (cls.lane, LaneName)
-        raise ValueError(f"{cls.__name__}: {wrong!r} is none of {', '.join(get_args(known))}")
+    specify(cls)
     if cls.pool not in get_args(PoolStrategy):
         raise ValueError(f"{cls.__name__}: {cls.pool!r} is none of {', '.join(get_args(PoolStrategy))}")
-    numbers = (cls.mailbox, cls.concurrency)
-    if not all(isinstance(number, int) and number > 0 for number in numbers):
-        raise ValueError(f"{cls.__name__}: mailbox and concurrency are whole numbers of at least 1")
-    if not isinstance(cls.restart, RestartPolicy):
-        raise TypeError(f"{cls.__name__}: restart is a RestartPolicy, not {cls.restart!r}")
 
 
 def _handlers(cls: type) -> dict[type[Message], str]:

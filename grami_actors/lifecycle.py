@@ -26,6 +26,7 @@ from grami_actors.cell import Cell
 from grami_actors.contracts import Runtime
 from grami_actors.errors import StartFailed
 from grami_actors.future import Future, current, describe, details
+from grami_actors.recovery import ALIVE, DOWN, ChildGaveUp, Recovery, group
 from grami_actors.ref import ActorDead
 from grami_actors.restarts import GiveUp, Restart, decide
 from grami_actors.telemetry import (
@@ -42,37 +43,6 @@ from grami_actors.telemetry import (
 
 SHORT_GRACE = 1.0
 """Seconds that a hook which was cancelled gets to notice."""
-
-_ALIVE = frozenset({"running", "suspended"})
-_DOWN = frozenset({"restarting", "paused"})
-
-
-class ChildGaveUp(Exception):
-    """A child failed more often than its policy allows; the failure escalates to its parent."""
-
-
-class Recovery:
-    """One restart under way.
-
-    Attributes:
-        failed: the actor whose failure it is about.
-        cells: who is restarted, in the order of their start.
-        task: what does it.
-    """
-
-    __slots__ = ("cells", "failed", "task")
-
-    def __init__(self, failed: Cell, cells: list[Cell]) -> None:
-        self.failed = failed
-        self.cells = cells
-        self.task: asyncio.Task[None] | None = None
-
-    def leave(self, cell: Cell) -> None:
-        """The cell goes another way; a recovery of nobody ends."""
-        cell.recovery = None
-        self.cells.remove(cell)
-        if not self.cells and self.task is not None:
-            self.task.cancel()
 
 
 class Lifecycle:
@@ -211,7 +181,7 @@ class Lifecycle:
 
     def _decide(self, cell: Cell, error: BaseException) -> None:
         # With concurrency several handlers can fail at once: the first failure restarts for all.
-        if cell.state not in _ALIVE:
+        if cell.state not in ALIVE:
             return
         directive = cell.spec.restart.directive(error)
         self._report_failure(cell, error)
@@ -224,7 +194,7 @@ class Lifecycle:
             self._give_up(cell, error, escalates=directive == "escalate")
 
     def _recover(self, cell: Cell, error: BaseException | None) -> None:
-        recovery = Recovery(cell, _group(cell))
+        recovery = Recovery(cell, group(cell))
         for member in recovery.cells:
             if member.recovery is not None:
                 member.recovery.leave(member)
@@ -236,7 +206,7 @@ class Lifecycle:
         """Take no more messages, until it is started again."""
         if cell.lifecycle is not None:
             cell.lifecycle.cancel()
-        if cell.state in _ALIVE:
+        if cell.state in ALIVE:
             cell.lane.pause(cell)
             cell.suspended = cell.state == "suspended"
             cell.move("failed")
@@ -275,7 +245,7 @@ class Lifecycle:
             if cell.timers is not None:
                 cell.timers.cancel_all()
             await self._stop_children(cell)
-            if cell.born and cell.state in _DOWN:
+            if cell.born and cell.state in DOWN:
                 cell.born = False
                 await self._hook(cell, "on_stop")
             if cell.spec.keep == "temporary":
@@ -345,7 +315,7 @@ class Lifecycle:
         if not escalates or parent is None:
             return
         error = ChildGaveUp(f"{cell.name} failed, and could not be mended")
-        if parent.state in _ALIVE:
+        if parent.state in ALIVE:
             self.failed(parent, error)
         elif parent.lifecycle is not None and parent.state != "stopping":
             parent.owed = error
@@ -391,7 +361,7 @@ class Lifecycle:
         ended: Future[bool] = Future()
         if cell.state in {"stopping", "stopped"}:
             cell.watch(ended, lambda _: ended.set(False))
-        elif by_itself and cell.state in _ALIVE and _is_kept(cell):
+        elif by_itself and cell.state in ALIVE and _is_kept(cell):
             self._recover(cell, None)
             ended.set(False)
         else:
@@ -402,7 +372,7 @@ class Lifecycle:
         self, cell: Cell, grace: float | None, ended: Future[bool], *, failed: BaseException | None
     ) -> None:
         cell.lane.pause(cell)
-        idle = cell.state in _ALIVE and not (cell.children or cell.working or cell.at_work)
+        idle = cell.state in ALIVE and not (cell.children or cell.working or cell.at_work)
         idle = idle and cell.lane.name == "loop"
         birth = cell.lifecycle
         if birth is not None:
@@ -494,20 +464,9 @@ class Lifecycle:
             await asyncio.wait(tuple(self._tasks))
 
 
-def _group(cell: Cell) -> list[Cell]:
-    """Who is restarted when this actor fails, in the order of their start."""
-    parent = cell.parent
-    if parent is None or parent.spec.kind.strategy == "one_for_one":
-        return [cell]
-    siblings = list(parent.children.values())
-    if parent.spec.kind.strategy == "rest_for_one":
-        siblings = siblings[siblings.index(cell) :]
-    return [each for each in siblings if each.state in _ALIVE | _DOWN]
-
-
 def _is_kept(cell: Cell) -> bool:
     """Whether it is restarted when it stops itself."""
-    return cell.spec.keep == "permanent" and cell.parent is not None and cell.parent.state in _ALIVE
+    return cell.spec.keep == "permanent" and cell.parent is not None and cell.parent.state in ALIVE
 
 
 def _start_failed(cell: Cell, error: BaseException) -> StartFailed:

@@ -128,7 +128,7 @@ class Pool(Generic[M]):
             AgentUnavailable: none is left, or those that are left rest after too many failures.
         """
         members = self.members
-        if all(member.state == "paused" for member in members):
+        if all(member.state in _GONE for member in members):
             raise self._unavailable(members)
         if self.strategy == "consistent_hash":
             return self._by_key(message)

@@ -51,6 +51,8 @@ class RestartPolicy(msgspec.Struct, frozen=True):
         ordered = ordered and (self.pause is None or self.pause >= 0)
         if not (finite and ordered):
             raise ValueError(f"{self} makes no sense: intensity and jitter >= 0, period > 0, shortest <= longest")
+        if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in self.directives):
+            raise TypeError("directives maps exception classes to what follows, as in {ValueError: 'stop'}")
         if wrong := set(self.directives.values()).difference(get_args(Directive)):
             raise ValueError(f"{sorted(wrong)} are none of {', '.join(get_args(Directive))}")
 

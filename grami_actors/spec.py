@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -17,6 +17,8 @@ when it stops itself; ``transient`` when it fails; ``temporary`` never."""
 
 Strategy = Literal["one_for_one", "one_for_all", "rest_for_one"]
 """Who is restarted when a child fails: it alone, all children, or it and those that were started after it."""
+
+_LANES, _OVERFLOWS, _KEEPS, STRATEGIES = (get_args(words) for words in (LaneName, Overflow, Keep, Strategy))
 
 GRACE = 5.0
 """Seconds that a stopping actor's handler and ``on_stop`` get before they are interrupted."""
@@ -57,5 +59,14 @@ class Spec(msgspec.Struct, frozen=True):
     grace: float = GRACE
 
     def __post_init__(self) -> None:
-        if self.concurrency < 1:
-            raise ValueError(f"concurrency is at least 1, not {self.concurrency}")
+        name = getattr(self.kind, "__name__", repr(self.kind))
+        for value, known in ((self.lane, _LANES), (self.overflow, _OVERFLOWS), (self.keep, _KEEPS)):
+            if value not in known:
+                raise ValueError(f"{name}: {value!r} is none of {', '.join(known)}")
+        for number in (self.mailbox, self.concurrency):
+            if not isinstance(number, int) or number < 1:
+                raise ValueError(f"{name}: mailbox and concurrency are whole numbers of at least 1, not {number!r}")
+        if not isinstance(self.restart, RestartPolicy):
+            raise TypeError(f"{name}: restart is a RestartPolicy, not {self.restart!r}")
+        if not self.grace >= 0:
+            raise ValueError(f"{name}: grace is a number of seconds from 0 on, not {self.grace!r}")

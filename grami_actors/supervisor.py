@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from grami_actors.actor import Actor
+from grami_actors.actor import Actor, specify
 from grami_actors.errors import GramiError
 from grami_actors.ref import Ref
 from grami_actors.restarts import RestartPolicy
 from grami_actors.spec import GRACE, Keep
-from grami_actors.system import specify
 
 
 class Child:

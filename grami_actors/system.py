@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from typing import Any, Self, TypeVar
 import msgspec
 
 from grami_actors import registry
-from grami_actors.actor import Actor
+from grami_actors.actor import Actor, specify
 from grami_actors.budget import Budget
 from grami_actors.cell import CONNECTION, Cell, Last
 from grami_actors.contracts import Lane
@@ -39,7 +40,7 @@ from grami_actors.mailbox import Closed, Statistics
 from grami_actors.messages import Envelope, Scope, Terminated, snake_case
 from grami_actors.ref import ActorDead, Ref
 from grami_actors.router import Fanout, Router, RoutingTable
-from grami_actors.spec import GRACE, Keep, LaneName, Spec
+from grami_actors.spec import LaneName, Spec
 from grami_actors.telemetry import Bus, Event
 from grami_actors.watchdog import Watchdog
 
@@ -106,6 +107,11 @@ class ActorSystem:
         self.id = f"{self._rng.getrandbits(64):016x}"
 
     async def __aenter__(self) -> Self:
+        if getattr(sys.modules["__main__"], "__grami_reads__", False):
+            raise RuntimeError(
+                "a worker process reads this script for the classes in it, and would start a system of its own: put "
+                "what starts the program under `if __name__ == '__main__':`"
+            )
         self.loop = asyncio.get_running_loop()
         self._home = threading.get_ident()
         self.deadlines = Deadlines(self.loop, self.now)
@@ -461,25 +467,3 @@ def _info(cell: Cell) -> ActorInfo:
 
 async def _wait(future: Future[Any]) -> Any:
     return await future
-
-
-def specify(
-    kind: type[Actor],
-    args: tuple[Any, ...] = (),
-    kwargs: dict[str, Any] | None = None,
-    keep: Keep = "transient",
-    grace: float = GRACE,
-) -> Spec:
-    """How to make an actor of a class, as the class says."""
-    return Spec(
-        kind=kind,
-        args=args,
-        kwargs=kwargs or {},
-        lane=kind.lane,
-        mailbox=kind.mailbox,
-        overflow=kind.overflow,
-        concurrency=kind.concurrency,
-        restart=kind.restart,
-        keep=keep,
-        grace=grace,
-    )

@@ -26,8 +26,8 @@ from grami_actors.errors import (
     StartFailed,
 )
 from grami_actors.future import Future
-from grami_actors.lifecycle import ChildGaveUp
 from grami_actors.messages import Terminated
+from grami_actors.recovery import ChildGaveUp
 from grami_actors.ref import ActorDead, Ref
 from grami_actors.restarts import Directive, RestartPolicy
 from grami_actors.spec import Keep, Strategy

@@ -17,7 +17,7 @@ from pykka import ActorRegistry
 from grami_actors import registry
 from grami_actors.actor import Actor
 from grami_actors.errors import StartFailed
-from grami_actors.lifecycle import ChildGaveUp
+from grami_actors.recovery import ChildGaveUp
 from grami_actors.registry import Refs
 from grami_actors.restarts import RestartPolicy
 from grami_actors.telemetry import ActorRestarted

@@ -152,6 +152,8 @@ class Codec:
                 f"a {kind.__qualname__} cannot cross to or from a worker process ({error}); "
                 "use plain data, Structs, exceptions or refs"
             ) from None
+        if isinstance(plain, str):  # a timedelta, a bytearray: it would arrive as text, and nobody would say so
+            raise CannotCross(f"a {kind.__qualname__} cannot cross to or from a worker process and stay one")
         return self._pack(plain)
 
     def _pack_error(self, error: BaseException, depth: int = 0) -> Any:

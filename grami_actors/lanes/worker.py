@@ -200,10 +200,12 @@ class Worker:
         how, what = self._begin.main
         if how:
             # As multiprocessing does it: under another name, so that ``if __name__ == "__main__"`` is not true.
-            main = types.ModuleType("__mp_main__")
+            main: Any = types.ModuleType("__mp_main__")
+            main.__grami_reads__ = True  # a system that starts now is a script without that guard
             sys.modules["__main__"] = sys.modules["__mp_main__"] = main
             run: Any = {"file": runpy.run_path, "module": runpy.run_module}[how]
             main.__dict__.update(run(what, run_name="__mp_main__"))
+            main.__grami_reads__ = False
 
     def _run_hook(self, cell: Inner, hook: Hook) -> Any:
         if hook.name == "on_start":
