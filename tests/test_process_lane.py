@@ -24,7 +24,7 @@ import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grami_actors.actor import Actor
+from grami_actors.actor import Actor, specify
 from grami_actors.budget import Budget, QuotaExceeded
 from grami_actors.cell import ActorDead
 from grami_actors.errors import (
@@ -43,7 +43,6 @@ from grami_actors.lanes.pipe import Done, Emit, Frames
 from grami_actors.lanes.process import Workers
 from grami_actors.messages import ToolCall
 from grami_actors.swarm import Swarm
-from grami_actors.system import specify
 from grami_actors.telemetry import ActorFailed, ActorPaused, ActorRestarted, MessageSent, ToolCalled
 from tests import process_actors as actors
 from tests.conftest import Recorder, running
@@ -796,3 +795,38 @@ async def test_a_tool_that_raises_or_crashes_fails_that_call() -> None:
 def test_a_tool_without_an_import_path_cannot_be_sent_and_says_so() -> None:
     with pytest.raises(TypeError, match="top of a module"):
         pickle.dumps(actors.local_tool())
+
+
+WITHOUT_GUARD = """
+import asyncio
+from grami_actors import Actor, ActorSystem
+
+class Echo(Actor):
+    lane = "process"
+
+async def main():
+    async with ActorSystem() as system:
+        await system.spawn(Echo, name="echo")
+
+asyncio.run(main())
+"""
+
+
+async def test_a_script_that_starts_its_system_without_a_guard_is_told_of_it(tmp_path: Path) -> None:
+    script = tmp_path / "unguarded.py"
+    script.write_text(WITHOUT_GUARD)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(script)),
+        cwd=ROOT,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    _, errors = await process.communicate()
+    assert process.returncode == 1
+    assert errors.decode().splitlines()[-1].endswith("under `if __name__ == '__main__':`")
+
+
+@pytest.mark.parametrize("value", [dt.timedelta(1), bytearray(b"x"), memoryview(b"x")])
+def test_what_would_arrive_as_text_does_not_cross(value: Any) -> None:
+    with pytest.raises(CannotCross, match="and stay one"):
+        Codec(loaded, lambda name, number: None, trusting=True).pack(value)
