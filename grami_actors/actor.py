@@ -9,12 +9,12 @@ from typing import Any, ClassVar, TypeVar
 import pykka
 
 from grami_actors.budget import Budget
-from grami_actors.cell import Cell, Last
+from grami_actors.cell import Cell
 from grami_actors.errors import AgentUnavailable, GramiError, MailboxFull
 from grami_actors.future import Future, Stream, current_scope
 from grami_actors.gates import RateGate
 from grami_actors.mailbox import CAPACITY, Overflow
-from grami_actors.messages import Envelope, Message, Terminated
+from grami_actors.messages import Envelope, Last, Message, Terminated
 from grami_actors.ref import Ref
 from grami_actors.restarts import RestartPolicy
 from grami_actors.spec import GRACE, STRATEGIES, Keep, LaneName, Spec, Strategy

@@ -27,7 +27,7 @@ from grami_actors.contracts import Lane, Runtime
 from grami_actors.errors import AgentCrashed, GramiError, MailboxFull
 from grami_actors.future import AskTimeout, Future, Interrupt, current, describe, details, handled, only_answer
 from grami_actors.mailbox import Closed, Mailbox
-from grami_actors.messages import Envelope, Scope, Terminated
+from grami_actors.messages import Envelope, Last, Scope, Terminated
 from grami_actors.ref import ActorDead, Ref
 from grami_actors.spec import LIFECYCLE, Spec
 from grami_actors.telemetry import ActorFailed, DeadLetter, MessageHandled, MessageSent
@@ -37,21 +37,6 @@ CONNECTION = "connection-"
 
 ASK_TIMEOUT = 30.0
 """Seconds an ask waits that names no limit and belongs to no request; within one, its deadline is the limit."""
-
-
-class Last:
-    """The end of a backlog: when it is taken, the actor stops.
-
-    Attributes:
-        grace: seconds that handlers which are still at work then get.
-        reached: whether it was taken.
-    """
-
-    __slots__ = ("grace", "reached")
-
-    def __init__(self, grace: float) -> None:
-        self.grace = grace
-        self.reached = False
 
 
 _SIGNALS = frozenset({Terminated, Last})
@@ -73,6 +58,7 @@ class Cell:
         "child_history",
         "children",
         "concurrency",
+        "doomed",
         "history",
         "lane",
         "lifecycle",
@@ -114,6 +100,7 @@ class Cell:
         self.restarts = 0
         self.history: tuple[float, ...] = ()
         self.child_history: tuple[float, ...] = ()  # where the policy of this actor counts for all its children
+        self.doomed: Envelope | None = None  # what is to end as killed, whatever its handler makes of that
         self.owed: BaseException | None = None  # a failure to be seen to when it has started
         self.waits: dict[Future[Any], Envelope] = {}
         self.watchers: dict[Any, Callable[[Terminated], object]] | None = None
@@ -408,6 +395,9 @@ class Cell:
 
     def succeed(self, envelope: Envelope, value: Any) -> None:
         """The handler returned: answer."""
+        if self.doomed is envelope:  # it was killed, and swallowed that
+            self.fail(envelope, asyncio.CancelledError("killed"), self.actor)
+            return
         if self.at_work is envelope:
             self.at_work = None
         if self.bus.timed:

@@ -307,3 +307,18 @@ class Terminated(msgspec.Struct, frozen=True):
 
     name: str
     reason: str
+
+
+class Last:
+    """The end of a backlog: when it is taken, the actor stops.
+
+    Attributes:
+        grace: seconds that handlers which are still at work then get.
+        reached: whether it was taken.
+    """
+
+    __slots__ = ("grace", "reached")
+
+    def __init__(self, grace: float) -> None:
+        self.grace = grace
+        self.reached = False

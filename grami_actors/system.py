@@ -19,7 +19,7 @@ import msgspec
 from grami_actors import registry
 from grami_actors.actor import Actor, specify
 from grami_actors.budget import Budget
-from grami_actors.cell import CONNECTION, Cell, Last
+from grami_actors.cell import CONNECTION, Cell
 from grami_actors.contracts import Lane
 from grami_actors.deadlines import Deadlines
 from grami_actors.errors import (
@@ -37,7 +37,7 @@ from grami_actors.lanes.process import ProcessLane, Workers
 from grami_actors.lanes.thread import THREADS, ThreadLane
 from grami_actors.lifecycle import Lifecycle
 from grami_actors.mailbox import Closed, Statistics
-from grami_actors.messages import Envelope, Scope, Terminated, snake_case
+from grami_actors.messages import Envelope, Last, Scope, Terminated, snake_case
 from grami_actors.ref import ActorDead, Ref
 from grami_actors.router import Fanout, Router, RoutingTable
 from grami_actors.spec import LaneName, Spec
@@ -291,6 +291,8 @@ class ActorSystem:
             self._at_home(partial(self._kill, cell))
 
     def _kill(self, cell: Cell) -> None:
+        if cell.concurrency == 1:
+            cell.doomed = cell.at_work
         cell.lane.kill(cell)
         if not cell.working:
             self.failed(cell, AgentCrashed(f"{cell.name} was killed"))

@@ -934,3 +934,33 @@ async def test_s10_a_drain_waits_for_all_handlers_that_are_still_at_work() -> No
         await gate.until_entered()
         assert not await system.drain(ref, timeout=0.01)
         assert ended == ["cancelled"]
+
+
+@pytest.mark.parametrize("way", ["swallows", "kills itself"])
+async def test_s10_what_is_killed_ends_as_killed_whatever_its_handler_makes_of_it(way: str) -> None:
+    gate = Gate()
+
+    class Stubborn(Actor):
+        restart = AT_ONCE
+
+        async def on_receive(self, message: Any) -> str:
+            if message == "again":
+                return "fresh"
+            if way == "kills itself":
+                system.kill(self.name)
+            with contextlib.suppress(asyncio.CancelledError):
+                await gate.wait_async()
+            return "saved"
+
+    async with running() as system:
+        restarted = Recorder(system, ActorRestarted)
+        ref = await system.spawn(Stubborn, name="stubborn")
+        asked = ref.ask("work", block=False)
+        await gate.until_entered()
+        if way == "swallows":
+            system.kill(ref)
+        gate.opened.set()
+        with pytest.raises(AgentCrashed):
+            await asked
+        await restarted.first(ActorRestarted)
+        assert await system.ask(ref, "again") == "fresh"

@@ -24,14 +24,14 @@ from typing import Any
 
 import msgspec
 
-from grami_actors.cell import Cell, Last
+from grami_actors.cell import Cell
 from grami_actors.errors import GramiError, StartFailed
 from grami_actors.future import Future, current, describe
 from grami_actors.lanes.child import Child
 from grami_actors.lanes.codec import CannotCross, Codec, loaded
 from grami_actors.lanes.errands import Errands, Job, find_ref
 from grami_actors.lanes.pipe import Begin, Call, Cancel, Done, Facts, Failed, Hook
-from grami_actors.messages import Envelope, Scope
+from grami_actors.messages import Envelope, Last, Scope
 from grami_actors.spec import LaneName
 from grami_actors.telemetry import ToolCalled
 
