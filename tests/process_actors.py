@@ -132,6 +132,17 @@ class HeldPlain(Actor):
         return "too late"
 
 
+class BegunTooLate(HeldPlain):
+    """Returns a coroutine that waits for nothing, when it is cancelled already."""
+
+    def on_receive(self, message: Any) -> Any:
+        answer = super().on_receive(message)
+        return answer if message != "hold" else self._answer(answer)
+
+    async def _answer(self, answer: Any) -> Any:
+        return answer
+
+
 class Stubborn(Held):
     async def on_receive(self, message: Any) -> Any:
         try:

@@ -618,6 +618,17 @@ async def test_s18_a_plain_handler_sees_that_it_is_cancelled() -> None:
         assert await house.system.ask(ref, "next") == "next"
 
 
+async def test_s18_a_request_that_is_cancelled_before_its_coroutine_begins_leaves_the_worker_alive() -> None:
+    async with a_house() as house:
+        ref = await house.system.spawn(actors.BegunTooLate)
+        future = ref.ask("hold", block=False)
+        await house.hears("holding")
+        future.cancel()
+        await house.hears("noticed")
+        assert await house.system.ask(ref, "next") == "next"
+        assert ref._cell.restarts == 0
+
+
 @given(cancelled=st.lists(st.booleans(), min_size=1, max_size=20))
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_s18_whatever_is_cancelled_every_ask_has_exactly_one_answer(

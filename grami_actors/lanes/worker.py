@@ -143,7 +143,10 @@ class Worker:
             return
         rest = cell.handle(envelope, self._runtime.now())
         if rest is not None:
-            self._runner.run(rest, context=contextvars.copy_context())
+            # The message is finished; but a task that was told to stop and had nothing left to wait for ends as
+            # cancelled, and that must not end the worker.
+            with contextlib.suppress(asyncio.CancelledError):
+                self._runner.run(rest, context=contextvars.copy_context())
 
     def _hook(self, hook: Hook, envelope: Envelope) -> None:
         self._runtime.take(hook.number, envelope, hook.now)
