@@ -12,7 +12,7 @@ from floors below its own::
     10  system                                  the house
      9  lanes/  lifecycle  router               how actors run, live and find each other
      8  actor                                   what a user subclasses
-     7  timers  registry  pools  watchdog  recovery   what is around an actor
+     7  timers  registry  pools  watchdog  recovery  context   what is around an actor
      6  cell                                    what stays of an actor when it is restarted
      5  contracts                               what a cell needs of its house
      4  future  ref  spec                       answers that are still to come, handles, data of a spawn

@@ -153,7 +153,7 @@ class Actor(_PykkaActor):  # type: ignore[misc]
         raised).
         """
         try:
-            found = self._cell.runtime.resolve(to, message) if isinstance(to, str) else to._cell
+            found = self._find(to, message)
         except GramiError as nowhere:
             return _failed(Future(), nowhere)
         future: Future[Any] = found.ask(message, timeout, None, budget)

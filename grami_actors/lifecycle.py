@@ -16,16 +16,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from grami_actors.actor import Actor
 from grami_actors.cell import Cell
+from grami_actors.context import clean_context
 from grami_actors.contracts import Runtime
 from grami_actors.errors import StartFailed
-from grami_actors.future import Future, current, describe, details
+from grami_actors.future import Future, describe, details
 from grami_actors.recovery import ALIVE, DOWN, ChildGaveUp, Recovery, group
 from grami_actors.ref import ActorDead
 from grami_actors.restarts import GiveUp, Restart, decide
@@ -60,8 +60,7 @@ class Lifecycle:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._hooks: dict[Cell, asyncio.Task[Any]] = {}
         # A restart must not inherit the scope of the message that failed.
-        self._context = contextvars.copy_context()
-        self._context.run(current.set, None)
+        self._context = clean_context()
 
     def _publish(self, event: Event) -> None:
         self._runtime.bus.publish(event)
@@ -91,6 +90,7 @@ class Lifecycle:
             return
         # A task of its own: whoever spawns may be cancelled, and what was begun must still be put away.
         cell.lifecycle = birth = self._task(self._begin_life(cell))
+        birth.add_done_callback(lambda task: task.cancelled() or task.exception())  # asked for, though nobody may wait
         gone: asyncio.Future[object] = self._runtime.loop.create_future()
         cell.watch(gone, gone.set_result)
         try:
@@ -283,10 +283,8 @@ class Lifecycle:
             # A task of its own: stopping this actor must not end the restart of the others.
             cell.lifecycle = birth = self._task(self._born_again(cell))
             await asyncio.wait((birth,))
-            if (
-                birth.cancelled() or cell.state != "restarting" or cell.recovery is not recovery
-            ):  # stopped meanwhile, maybe by its own on_start
-                continue
+            if birth.cancelled() or cell.state != "restarting" or cell.recovery is not recovery:
+                continue  # stopped meanwhile, maybe by its own on_start
             cell.lifecycle = None
             error = birth.result()
             if error is not None:
@@ -371,7 +369,7 @@ class Lifecycle:
     def _begin_stop(
         self, cell: Cell, grace: float | None, ended: Future[bool], *, failed: BaseException | None
     ) -> None:
-        cell.lane.pause(cell)
+        cell.lane.pause(cell)  # now: the message in hand is the last one
         idle = cell.state in ALIVE and not (cell.children or cell.working or cell.at_work)
         idle = idle and cell.lane.name == "loop"
         birth = cell.lifecycle
@@ -380,7 +378,6 @@ class Lifecycle:
         if cell.recovery is not None:
             cell.recovery.leave(cell)
         cell.move("stop")
-        cell.lane.pause(cell)  # now: the message in hand is the last one
         cell.watch(ended, lambda _: ended.set(True))
         hook = Actor.on_stop if failed is None else Actor.on_failure
         if idle and getattr(cell.spec.kind, hook.__name__) is hook:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 import msgspec
@@ -35,6 +35,9 @@ Overflow = Literal["reject", "wait", "drop_oldest", "drop_newest"]
 """
 
 CAPACITY = 1_000
+
+Parked = tuple[Envelope, Callable[[], None] | None]
+"""A message whose sender waits for room, and how to tell the sender that there is some."""
 
 
 class Statistics(msgspec.Struct, frozen=True):
@@ -65,7 +68,6 @@ class Mailbox:
         "_eager",
         "_lock",
         "_open",
-        "_over",
         "_peak",
         "_queue",
         "_scheduled",
@@ -94,7 +96,7 @@ class Mailbox:
         self._queue: deque[Envelope] = deque()
         # Most mailboxes never need these two, and an empty deque takes more room than the rest of an idle actor.
         self.first: deque[Envelope] | None = None
-        self.parked: deque[tuple[Envelope, Callable[[], None] | None]] | None = None
+        self.parked: deque[Parked] | None = None
         self._open = True
         self._closed = False
         self._scheduled = False
@@ -264,9 +266,7 @@ class Mailbox:
 
     def nudge(self) -> None:
         """Wake the lane if there is mail: the actor can take messages again after a pause."""
-        self._scheduled = False
-        if self._queue or self.first:
-            self._scheduled = True
+        if not self.rest():
             self._wake()
 
     def measure(self) -> deque[Envelope]:
@@ -289,9 +289,7 @@ class Mailbox:
             self._queue.extend(envelope for envelope, _ in parked or ())
             self._queue.append(last)
         self._rouse()
-        for _, notify in parked or ():
-            if notify is not None:
-                notify()
+        _notify(parked)
 
     def close(self) -> list[Envelope]:
         """Refuse everything from now on and hand over what was still queued. Closing twice gives nothing."""
@@ -301,9 +299,7 @@ class Mailbox:
             first, self.first = self.first, None
             parked, self.parked = self.parked, None
         left = [*(first or ()), *_drained(self._queue), *(envelope for envelope, _ in parked or ())]
-        for _, notify in parked or ():
-            if notify is not None:
-                notify()
+        _notify(parked)
         return left
 
     @property
@@ -324,6 +320,13 @@ class Mailbox:
         return Statistics(
             depth=depth, parked=len(self.parked or ()), peak=max(self._peak, depth), capacity=self.capacity
         )
+
+
+def _notify(parked: Iterable[Parked] | None) -> None:
+    """The senders need wait no longer."""
+    for _, notify in parked or ():
+        if notify is not None:
+            notify()
 
 
 def _drained(queue: deque[Envelope]) -> Iterator[Envelope]:

@@ -206,13 +206,11 @@ class ActorSystem:
         self, to: str | Ref[Any], message: Any, *, timeout: float | None = None, budget: Budget | None = None
     ) -> Any:
         """Send and wait for the answer; see :meth:`Ref.ask` for what it raises."""
-        found = self.resolve(to, message) if isinstance(to, str) else to._cell
-        return await found.ask(message, timeout=timeout, budget=budget)
+        return await self._find(to, message).ask(message, timeout=timeout, budget=budget)
 
     def tell(self, to: str | Ref[Any], message: Any) -> None:
         """Send without waiting for an answer; see :meth:`Ref.tell` for what it raises."""
-        found = self.resolve(to, message) if isinstance(to, str) else to._cell
-        found.tell(message)
+        self._find(to, message).tell(message)
 
     async def stop(self, to: str | Ref[Any], *, grace: float | None = None) -> bool:
         """Stop an actor, or all of a pool, after the message in hand; what is queued becomes dead letters.
@@ -296,6 +294,10 @@ class ActorSystem:
         cell.lane.kill(cell)
         if not cell.working:
             self.failed(cell, AgentCrashed(f"{cell.name} was killed"))
+
+    def _find(self, to: str | Ref[Any], message: Any) -> Any:
+        """Who gets a message to a ref or a name."""
+        return self.resolve(to, message) if isinstance(to, str) else to._cell
 
     def _named(self, to: str | Ref[Any]) -> tuple[Cell, ...]:
         """The cells that a ref or name means: all of a pool."""

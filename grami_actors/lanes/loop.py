@@ -12,7 +12,6 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import inspect
 import threading
 from collections import deque
@@ -20,6 +19,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from grami_actors.cell import CONTROL, Cell
+from grami_actors.context import clean_context, hooking
 from grami_actors.future import Future, begin, current
 from grami_actors.messages import Envelope
 from grami_actors.spec import LaneName
@@ -50,8 +50,7 @@ class LoopLane:
         self._lent = 0  # turns that were handed out since the last drain by those who were about to wait
         self._lent_since = 0.0
         # Handlers must not inherit the context of whoever happened to wake the lane.
-        self._context = contextvars.copy_context()
-        self._context.run(current.set, None)
+        self._context = clean_context()
 
     def attach(self, cell: Cell) -> None:
         """Own the cell from now on, paused."""
@@ -190,17 +189,9 @@ class LoopLane:
         return await self._call(cell, lambda: getattr(cell.actor, hook)(*args))
 
     async def _call(self, cell: Cell, work: Callable[[], Any]) -> Any:
-        envelope = Envelope(None, receiver=cell)
-        cell.at_work = envelope
-        token = current.set(envelope)
-        try:
+        with hooking(cell):
             result = work()
             return await result if inspect.isawaitable(result) else result
-        finally:
-            # A task that the hook leaves behind does not hold the actor up.
-            if cell.at_work is envelope:
-                cell.at_work = None
-            current.reset(token)
 
     def pause(self, cell: Cell) -> None:
         """Take no more messages for the cell."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import itertools
 import os
 import pickle
@@ -25,8 +24,9 @@ from typing import Any
 import msgspec
 
 from grami_actors.cell import Cell
+from grami_actors.context import clean_context
 from grami_actors.errors import GramiError, StartFailed
-from grami_actors.future import Future, current, describe
+from grami_actors.future import Future, describe
 from grami_actors.lanes.child import Child
 from grami_actors.lanes.codec import CannotCross, Codec, loaded
 from grami_actors.lanes.errands import Errands, Job, find_ref
@@ -129,8 +129,7 @@ class ProcessLane:
         self._living: set[_Worker] = set()
         self._thread = threading.get_ident()
         # Handlers must not inherit the context of whoever happened to wake the lane.
-        self._context = contextvars.copy_context()
-        self._context.run(current.set, None)
+        self._context = clean_context()
 
     def attach(self, cell: Cell) -> None:
         """Own the cell, and reserve its workers. Raises StartFailed when the budget is used up."""

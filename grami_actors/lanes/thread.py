@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from grami_actors.cell import Cell
+from grami_actors.context import hooking
 from grami_actors.errors import KillRefused, StartFailed
 from grami_actors.future import Future, current
 from grami_actors.messages import Envelope
@@ -165,21 +166,16 @@ class ThreadLane:
         port: _Port = cell.port
         with port.lock:
             cell.working += 1
-        envelope = Envelope(None, receiver=cell)
-        cell.at_work = envelope
-        token = current.set(envelope)
         try:
-            result = hook()
-            if inspect.isawaitable(result):
-                result = runner.run(_awaited(result), context=contextvars.copy_context())
+            with hooking(cell):
+                result = hook()
+                if inspect.isawaitable(result):
+                    result = runner.run(_awaited(result), context=contextvars.copy_context())
         except BaseException as error:  # noqa: BLE001 - S15: it is the hook's answer, whatever it is
             report: tuple[Any, ...] = _fail, answer, error
         else:
             report = _settle, answer, result
         finally:
-            if cell.at_work is envelope:
-                cell.at_work = None
-            current.reset(token)
             self._done(cell, port)
             cell.mailbox.nudge()
         self._report(*report)
