@@ -6,7 +6,7 @@ INTERPRETERS = $(if $(PYTHON),"$(PYTHON)",python3.13 python3.12 python3.11 pytho
 SCRIPTED_UNLESS_LOCAL = test -s $(VENV)/.local || export GRAMI_MODEL="$${GRAMI_MODEL:-scripted}";
 
 .DELETE_ON_ERROR:
-.PHONY: help run serve test check format coverage bench stress clean
+.PHONY: help run serve test check format coverage bench stress abuse autobahn clean
 
 help: ## list these targets
 	@echo "usage: make TARGET [PYTHON=/path/to/python] [VENV=.venv]"
@@ -43,8 +43,15 @@ bench: $(VENV)/.bench ## measure beside other actor libraries, in about ten minu
 stress: $(VENV)/.test ## a million asks from eight threads, while actors stop, fail and are killed
 	@$(BIN)/python benchmarks/stress.py --asks 1000000 --threads 8 $(ARGS)
 
+abuse: $(VENV)/.test ## rude, slow, wrong and very many clients, in about ten minutes (ARGS=--quick: half a one)
+	@$(PIP) psutil
+	@$(BIN)/python benchmarks/abuse.py $(ARGS)
+
+autobahn: $(VENV)/.test ## the WebSocket protocol's own test suite, beside the bare library (needs python2.7)
+	@$(BIN)/python -m tests.autobahn.suite $(ARGS)
+
 clean: ## remove all that was made here
-	@rm -rf $(VENV) .venv313 .ci/node .*_cache .hypothesis .coverage .coverage.* build dist *.egg-info
+	@rm -rf $(VENV) .venv313 .ci/node .ci/autobahn .*_cache .hypothesis .coverage .coverage.* build dist *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A venv answers for the interpreter that is asked for by name, not for the one it was once made with.

@@ -4,7 +4,7 @@ Every agent, tool and client connection is an actor with a mailbox; a router beh
 Growth Manager) forwards typed messages between them. The floors, from the bottom; a module imports only
 from floors below its own::
 
-    15  cli                                     the command line
+    15  cli/                                    the command line
     14  scenario/                               scripts that play clients, and their transcript
     13  manager                                 a swarm behind a gateway, published
     12  gateway/  swarm                         the door to the outside; what is run
@@ -12,13 +12,16 @@ from floors below its own::
     10  system                                  the house
      9  lanes/  lifecycle  router               how actors run, live and find each other
      8  actor                                   what a user subclasses
-     7  timers  registry  pools  watchdog  recovery  context   what is around an actor
+     7  timers  registry  pools  watchdog       what is around an actor
+     7  profiling  recovery  context  guard
      6  cell                                    what stays of an actor when it is restarted
-     5  contracts                               what a cell needs of its house
-     4  future  ref  spec                       answers that are still to come, handles, data of a spawn
-     3  mailbox  deadlines  gates  client  model  model_server
-     2  telemetry  restarts  budget  topics  protocol  discovery   decisions and words, no threads or sockets
-     1  messages  frames  config
+     5  contracts  tracing                      what a cell needs of its house; spans of what is handled
+     5  protocol  config                        the rules of the wire, and all settings
+     4  future  ref  spec  policy  client       answers that are still to come, handles, data of a spawn
+     3  mailbox  deadlines  gates  handshake  model  model_server  logs  metrics  credentials
+     2  telemetry  restarts  budget             decisions and words, no threads or sockets
+     2  catalog  answers  conversation  asyncapi  discovery  permissions  api_keys  jwt_tokens
+     1  messages  frames  encoding  principals  buckets  topics  watched_file
      0  errors
 """
 

@@ -18,7 +18,7 @@ from grami_actors.messages import Envelope, Last, Message, Terminated
 from grami_actors.ref import Ref
 from grami_actors.restarts import RestartPolicy
 from grami_actors.spec import GRACE, STRATEGIES, Keep, LaneName, Spec, Strategy
-from grami_actors.telemetry import Event
+from grami_actors.telemetry import Event, Published
 from grami_actors.timers import Timers
 
 A = TypeVar("A", bound="Actor")
@@ -127,7 +127,7 @@ class Actor(_PykkaActor):  # type: ignore[misc]
         """Send without waiting for an answer; the message inherits the scope unless ``detached``.
 
         Raises:
-            DestinationNotFound, ActorDead, MailboxFull: nothing was sent.
+            DestinationNotFound, PermissionDenied, ActorDead, MailboxFull: nothing was sent.
         """
         found = self._find(to, message)
         (found.tell_detached if detached else found.tell)(message)
@@ -149,8 +149,8 @@ class Actor(_PykkaActor):  # type: ignore[misc]
                 message being handled.
 
         The future raises DeadlineExceeded, QuotaExceeded, Cancelled, AgentCrashed, AgentUnavailable,
-        DestinationNotFound, MailboxFull, AskCycle, or AgentExecutionFailed (whose cause is what the other handler
-        raised).
+        DestinationNotFound, PermissionDenied, MailboxFull, AskCycle, or AgentExecutionFailed (whose cause is what the
+        other handler raised).
         """
         try:
             found = self._find(to, message)
@@ -169,7 +169,7 @@ class Actor(_PykkaActor):  # type: ignore[misc]
         return stream
 
     def _find(self, to: str | Ref[Any], message: Any) -> Any:
-        return self._cell.runtime.resolve(to, message) if isinstance(to, str) else to._cell
+        return self._cell.runtime.resolve(to, message, self._cell) if isinstance(to, str) else to._cell
 
     async def spawn(self, kind: type[A], *args: Any, name: str | None = None, **kwargs: Any) -> Ref[A]:
         """Start a child; it is stopped with this actor. Raises StartFailed, NameTaken or QuotaExceeded."""
@@ -223,9 +223,17 @@ class Actor(_PykkaActor):  # type: ignore[misc]
         return self._cell.runtime.gate(upstream)
 
     def publish(self, topic: str, message: Message) -> int:
-        """Send to every subscriber of a topic; returns to how many. A full or stopped one is skipped."""
+        """Send to every subscriber of a topic; returns to how many. A full or stopped one is skipped.
+
+        Raises:
+            ValueError: this is no topic.
+            PermissionDenied: no rule allows it.
+        """
         reached = 0
-        for cell in self._cell.runtime.subscribers(topic):
+        subscribers = self._cell.runtime.subscribers(topic, self._cell)
+        if Published in self._cell.bus:
+            self._cell.bus.publish(Published(topic, self.name, message))
+        for cell in subscribers:
             try:
                 cell.tell(message)
             except (MailboxFull, AgentUnavailable):
@@ -241,8 +249,9 @@ class Actor(_PykkaActor):  # type: ignore[misc]
 
         Raises:
             ValueError: this is no topic.
+            PermissionDenied: no rule allows it.
         """
-        self._cell.runtime.subscribe(topic, self._cell)
+        self._cell.runtime.subscribe(topic, self._cell, self._cell)
 
     def unsubscribe(self, topic: str) -> bool:
         """Take :meth:`subscribe` back; ``False`` if there was none."""

@@ -24,8 +24,8 @@ from pykka import messages as pykka_messages
 
 from grami_actors.budget import Budget, Meter
 from grami_actors.contracts import Lane, Runtime
-from grami_actors.errors import AgentCrashed, GramiError, MailboxFull
-from grami_actors.future import AskTimeout, Future, Interrupt, current, describe, details, handled, only_answer
+from grami_actors.errors import AgentCrashed, GramiError, MailboxFull, describe
+from grami_actors.future import AskTimeout, Future, Interrupt, current, details, handled, only_answer
 from grami_actors.mailbox import Closed, Mailbox
 from grami_actors.messages import Envelope, Last, Scope, Terminated
 from grami_actors.ref import ActorDead, Ref
@@ -189,6 +189,11 @@ class Cell:
 
     def _announce(self, envelope: Envelope) -> None:
         envelope.sent_at = self.runtime.now()
+        here = handled()
+        if here is not None and here.scope is not None and envelope.scope is not None:
+            envelope.cause = here.trace()
+        if (clock := self.bus.clocked) is not None:
+            clock.sent(self, envelope)
         if MessageSent in self.bus:
             self.bus.publish(MessageSent(envelope.sender, self.name, envelope.message, envelope.reply_to is not None))
 
@@ -355,9 +360,11 @@ class Cell:
         if envelope.receiver is not self:
             envelope.receiver = self
         self.at_work = envelope
-        if self.bus.timed:
-            envelope.taken_at = now
         current.set(envelope)
+        if envelope.sent_at or self.bus.timed:
+            envelope.taken_at = self.runtime.now()  # ``now`` may be that of a turn that began before it was sent
+            if (clock := self.bus.clocked) is not None:
+                return clock.handle(self, envelope)  # type: ignore[no-any-return]
         message = envelope.message
         actor = self.actor
         try:
@@ -432,6 +439,7 @@ class Cell:
     def _redeliver(self, envelope: Envelope, failure: BaseException, *, counts: bool) -> bool:
         """Put a message back in front for the next instance."""
         envelope.failure = failure
+        envelope.span = ""  # the next handling is another one
         if counts:
             self.lane.pause(self)  # before the message is there to be taken
         try:
@@ -464,19 +472,16 @@ class Cell:
         return AgentCrashed(f"{self.name} died with the message in hand ({describe(error)}); the outcome is unknown")
 
     def _report(self, envelope: Envelope, value: Any, error: BaseException | None) -> None:
+        if (clock := self.bus.clocked) is not None:
+            clock.handled(self, envelope)
         if MessageHandled not in self.bus:
             return
         outcome = "ok" if error is None else str(getattr(error, "error_code", "AGENT_EXECUTION_FAILED"))
+        waited = envelope.taken_at - envelope.sent_at if envelope.sent_at else 0.0
+        took = self.runtime.now() - envelope.taken_at if envelope.taken_at else 0.0
+        traced = envelope.scope, envelope.span, envelope.cause
         self.bus.publish(
-            MessageHandled(
-                actor=self.name,
-                sender=envelope.sender,
-                message=envelope.message,
-                queue_wait=envelope.taken_at - envelope.sent_at if envelope.sent_at else 0.0,
-                duration=self.runtime.now() - envelope.taken_at if envelope.taken_at else 0.0,
-                outcome=outcome,
-                result=value,
-            )
+            MessageHandled(self.name, envelope.sender, envelope.message, waited, took, outcome, value, *traced)
         )
 
 

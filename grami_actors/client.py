@@ -1,4 +1,4 @@
-"""The client: ask a Growth Manager over its WebSocket. Floor 3.
+"""The client: ask a Growth Manager over its WebSocket. Floor 4.
 
 ::
 
@@ -6,76 +6,66 @@
         post = await grami.request("content_request", platform="instagram")
         async for frame in grami.stream("content_request", platform="linkedin"):
             print(frame)
+        async for event in grami.subscribe("agents.*"):
+            print(event.topic, event.data)
 
 A lost connection is made anew with backoff; requests that were in flight end with ConnectionLost, because
-nobody knows whether they were carried out.
+nobody knows whether they were carried out. Subscriptions go on, with what they missed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
+import os
 import random
-from collections.abc import AsyncGenerator
+import ssl
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import msgspec
 from websockets.asyncio.client import ClientConnection
-from websockets.asyncio.client import connect as websocket_connect
-from websockets.exceptions import InvalidHandshake, InvalidURI, WebSocketException
+from websockets.exceptions import WebSocketException
 
-from grami_actors.discovery import find_server
-from grami_actors.errors import ConnectionLost, DeadlineExceeded, GramiError, ServerNotFound, error_from_code
+from grami_actors.conversation import Conversation, Frame, Hearing
+from grami_actors.encoding import JSON, MSGPACK
+from grami_actors.errors import ConnectionLost, DeadlineExceeded, ErrorCode, GramiError, MailboxFull
+from grami_actors.frames import Position
+from grami_actors.handshake import CLOSE_TIMEOUT, Handshake, Settings, Token, close, trusted
 from grami_actors.messages import Message
 
-FIRST_DELAY = 0.1
-LONGEST_DELAY = 10.0
-UNWANTED = range(4400, 4500)
-"""Close codes after which a client does not come back by itself."""
+UNREAD = 10_000
+"""Frames that may wait for whoever reads a stream or a subscription."""
 
-
-class Frame(msgspec.Struct, omit_defaults=True):
-    """A frame from the server (docs/protocol.md, section 3). Fields that it does not have are ``None``."""
-
-    type: str = ""
-    id: str | int | None = None
-    seq: int = 0
-    data: Any = None
-    status: str | None = None
-    progress: float | None = None
-    message: str | None = None
-    source: str | None = msgspec.field(name="from", default=None)
-    error_code: str | None = None
-    retryable: bool | None = None
-    retry_after_ms: int | None = None
-    param: str | None = None
-    duration_ms: int | None = None
-    chunks_dropped: int = 0
-
-
-_DECODER = msgspec.json.Decoder(Frame)
-_ENCODER = msgspec.json.Encoder()
+GRACE = 1.0
+"""Seconds after a deadline that the server has to say so itself."""
 
 
 class Client:
     """A connection to a Growth Manager. Made by :func:`connect`; safe for many requests at the same time."""
 
-    def __init__(self, url: str | None, *, retry_for: float, open_timeout: float) -> None:
-        self._wanted = url
-        self._retry_for = retry_for
-        self._open_timeout = open_timeout
-        self._ids = itertools.count(1)
-        self._waiting: dict[str, asyncio.Queue[Frame | GramiError]] = {}
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._conversation = Conversation(MSGPACK if settings.encoding == "msgpack" else JSON)
+        self._handshake = Handshake(settings, self._conversation)
         self._socket: ClientConnection | None = None
         self._connected = asyncio.Event()
         self._failure: GramiError | None = None
         self._runner: asyncio.Task[None] | None = None
-        self.url = ""
+        self._last_words: set[asyncio.Task[None]] = set()
+        self._renewing = asyncio.Lock()
+        self._renewed = 0
+
+    @property
+    def url(self) -> str:
+        """Where the server is."""
+        return self._handshake.url
 
     async def __aenter__(self) -> Self:
-        self._socket = await self._open(deadline=None)
+        self._socket = await self._handshake.open(deadline=None)
+        self._connected.set()
         self._runner = asyncio.create_task(self._run())
         return self
 
@@ -83,11 +73,20 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._fail(ConnectionLost("the client was closed before the answer came; the outcome is unknown"))
-        if self._runner is not None:
-            self._runner.cancel()
-            await asyncio.wait((self._runner,))
-        if self._socket is not None:
-            await self._socket.close()
+        socket, self._socket = self._socket, None
+        try:
+            if self._runner is not None:
+                self._runner.cancel()
+                await asyncio.wait((self._runner, *self._last_words), timeout=CLOSE_TIMEOUT)
+        finally:
+            if socket is not None:
+                await close(socket)
+
+    @property
+    def principal(self) -> str:
+        """Whom the server takes this client for; empty before it said so."""
+        welcome = self._conversation.welcome
+        return (welcome and welcome.principal) or ""
 
     # --- requests ---
 
@@ -98,6 +97,7 @@ class Client:
         *,
         to: str | None = None,
         timeout: float | None = None,
+        idempotency_key: str | None = None,
         **fields: Any,
     ) -> Any:
         """Send a request and wait for the ``data`` of its answer.
@@ -106,13 +106,15 @@ class Client:
             message: a message, or a message type whose fields follow.
             to: a destination by name; the route of the type if not given.
             timeout: the deadline in seconds; the server's own if not given.
+            idempotency_key: sent again within five minutes, it gives the same answer, and the work is done once.
             fields: the message's fields.
 
         Raises:
             GramiError: what the server answered, with its ``error_code``; ConnectionLost when the connection
                 ended before the answer. Cancelling the call cancels the request on the server.
         """
-        async with contextlib.aclosing(self._frames(message, fields, to, timeout, streamed=False)) as frames:
+        asked = _fields(message, fields, to, timeout, idempotency_key)
+        async with contextlib.aclosing(self._frames(asked, timeout)) as frames:
             return [frame async for frame in frames][-1].data
 
     async def stream(
@@ -122,14 +124,15 @@ class Client:
         *,
         to: str | None = None,
         timeout: float | None = None,
+        idempotency_key: str | None = None,
         **fields: Any,
     ) -> AsyncGenerator[Frame, None]:
         """Send a request and get its frames while they come; the last has type ``response`` and the whole answer.
 
         Leaving the loop early cancels the request. Takes and raises what :meth:`request` does.
         """
-        frames = self._frames(message, fields, to, timeout, streamed=True)
-        async with contextlib.aclosing(frames):
+        asked = _fields(message, fields, to, timeout, idempotency_key) | {"stream": True}
+        async with contextlib.aclosing(self._frames(asked, timeout)) as frames:
             async for frame in frames:
                 yield frame
 
@@ -141,144 +144,310 @@ class Client:
         """Ask the server for a sign of life. Raises ConnectionLost."""
         await self.request("ping")
 
-    async def _frames(
-        self, message: Message | str, fields: dict[str, Any], to: str | None, timeout: float | None, *, streamed: bool
-    ) -> AsyncGenerator[Frame, None]:
-        request = {"type": message, **fields} if isinstance(message, str) else msgspec.to_builtins(message) | fields
-        request_id = str(next(self._ids))
-        request["id"] = request_id
-        request |= {"to": to} if to is not None else {}
-        request |= {"stream": True} if streamed else {}
-        request |= {"timeout_ms": max(1, round(timeout * 1000))} if timeout is not None else {}
-        inbox: asyncio.Queue[Frame | GramiError] = asyncio.Queue()
-        self._waiting[request_id] = inbox
-        answered = False
+    async def authenticate(self, token: str) -> Any:
+        """Give the server a new token on the open connection, before the last one expires, and for later connections.
+
+        Raises:
+            GramiError: INVALID_TOKEN, TOKEN_EXPIRED, or PERMISSION_DENIED: it is somebody else's.
+        """
+        answer = await self.request("auth", token=token)
+        self._handshake.token = token
+        return answer
+
+    async def publish(self, topic: str, data: Any) -> None:
+        """Hand data to everybody who hears the topic: clients, and agents if it is a message of theirs."""
+        await self.request("publish", topic=topic, data=data)
+
+    async def subscribe(self, topic: str, *, recover: Position | None = None) -> AsyncGenerator[Frame, None]:
+        """Hear what is published to the topics of a pattern, over all connections that this client makes.
+
+        Each frame has ``topic``, ``data``, ``epoch`` and ``offset``. One with the type ``gap`` stands where events are
+        missing that the server does not have any more. Leaving the loop ends the subscription.
+
+        Args:
+            topic: ``*`` stands for one part of a topic, and a last ``>`` for one or more.
+            recover: the last event that was seen, to get all since then.
+
+        Raises:
+            GramiError: what the server answered; MailboxFull: the events were not read.
+        """
+        inbox = _Inbox()
+        hearing = Hearing(topic, inbox.put, recover)
+        self._conversation.hear(hearing)
+        refused = False
         try:
-            async with asyncio.timeout(timeout):
-                await self._send(request)
-            while not answered:
-                frame = await inbox.get()
-                answered = isinstance(frame, GramiError) or not frame.type.startswith("response.")
-                yield _raised(frame)
-        except TimeoutError:
-            raise DeadlineExceeded("the deadline passed before there was a server to send to") from None
+            try:
+                await self._attach(hearing)
+            except GramiError:
+                refused = True
+                raise
+            while True:
+                yield await inbox.get()
         finally:
-            self._waiting.pop(request_id, None)
-            if not answered and self._failure is None and self._connected.is_set():
-                await self._cancel(request_id)
+            self._conversation.stop_hearing(hearing)
+            if not refused and not self._conversation.hears(topic):
+                await self._say(self._unsubscribe, topic)
 
-    async def _cancel(self, request_id: str) -> None:
-        with contextlib.suppress(GramiError):
-            # Shielded: this runs while the caller is being cancelled.
-            await asyncio.shield(self._send({"type": "cancel", "request_id": request_id}))
+    async def _attach(self, hearing: Hearing) -> None:
+        """Have the server send the events of a subscription. Raises GramiError."""
+        async with contextlib.aclosing(self._frames(hearing, None)) as frames:
+            async for _ in frames:
+                pass
 
-    async def _send(self, request: dict[str, Any]) -> None:
-        if self._failure is not None:
-            raise self._failure
+    async def _unsubscribe(self, topic: str) -> None:
+        # Somebody may have subscribed to the same in the meantime.
+        if not self._conversation.hears(topic):
+            request_id, frame = self._conversation.ask({"type": "unsubscribe", "topic": topic}, bool)
+            self._conversation.forget(request_id)
+            await self._send(frame)
+
+    def _frames(self, asked: dict[str, Any] | Hearing, timeout: float | None) -> AsyncGenerator[Frame, None]:
+        """The frames of a request, or of what a subscription asks for. Raises GramiError."""
+        attempt = self._renewing_once if callable(self._handshake.token) else self._once
+        return attempt(asked, timeout)
+
+    async def _renewing_once(
+        self, asked: dict[str, Any] | Hearing, timeout: float | None
+    ) -> AsyncGenerator[Frame, None]:
+        """A request that is refused because the token expired is sent once more with a new one."""
+        begun, renewed = False, self._renewed
+        try:
+            async with contextlib.aclosing(self._once(asked, timeout)) as frames:
+                async for frame in frames:
+                    begun = True
+                    yield frame
+            return
+        except GramiError as error:
+            if begun or error.error_code != ErrorCode.TOKEN_EXPIRED or error is self._failure:
+                raise
+        async with self._renewing:
+            if renewed == self._renewed:  # nobody else did it meanwhile
+                async with contextlib.aclosing(
+                    self._once({"type": "auth", "token": await self._handshake.credential()}, timeout)
+                ) as frames:
+                    async for _ in frames:
+                        self._renewed += 1
+        async with contextlib.aclosing(self._once(asked, timeout)) as frames:
+            async for frame in frames:
+                yield frame
+
+    async def _once(self, asked: dict[str, Any] | Hearing, timeout: float | None) -> AsyncGenerator[Frame, None]:
+        if self._failure is not None or not self._connected.is_set():
+            await self._ready(timeout)
+        inbox, conversation = _Inbox(), self._conversation
+        if isinstance(asked, Hearing):
+            request_id, data = conversation.subscribe(asked, inbox.put)
+        else:
+            request_id, data = conversation.ask(asked, inbox.put)
+        until = None if timeout is None else asyncio.get_running_loop().time() + timeout + GRACE
+        try:
+            await self._send(data)
+            while True:
+                frame = await inbox.get(until)
+                yield frame
+                if not frame.type.startswith("response."):
+                    return
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed, and the server is silent; the outcome is unknown") from None
+        finally:
+            if self._conversation.forget(request_id):
+                await self._say(self._send, self._conversation.cancel(request_id))
+
+    async def _ready(self, timeout: float | None) -> None:
+        """Wait for a connection. Raises GramiError: there will be none."""
         if self._runner is None:
             raise ConnectionLost("the client is not connected; use it with `async with connect() as grami`")
-        await self._connected.wait()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._connected.wait()
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed before there was a server to send to") from None
         if self._failure is not None:
             raise self._failure
-        assert self._socket is not None
+
+    async def _send(self, frame: bytes) -> None:
+        if self._socket is None:
+            raise ConnectionLost("the client was closed before the request was sent")
         try:
-            await self._socket.send(_ENCODER.encode(request), text=True)
+            await self._socket.send(frame, text=self._conversation.encoding.text)
         except WebSocketException as lost:
             raise ConnectionLost(f"the connection ended before the request was sent: {lost}") from None
 
-    # --- the connection ---
+    async def _say(self, say: Callable[[Any], Awaitable[None]], words: Any) -> None:
+        """Send something before all that is said later, and wait for no server that does not read."""
 
-    async def _open(self, deadline: float | None) -> ClientConnection:
-        """Connect; with a deadline (seconds on the loop's clock) try again until then, with backoff."""
-        loop = asyncio.get_running_loop()
-        delay = FIRST_DELAY
-        while True:
-            try:
-                self.url = find_server(self._wanted)
-                # A proxy has no business between a client and a server of this machine.
-                socket = await websocket_connect(
-                    self.url, open_timeout=self._open_timeout, compression=None, max_size=None, proxy=None
-                )
-            except (OSError, ValueError, InvalidHandshake, InvalidURI, ServerNotFound) as error:
-                if deadline is None or loop.time() + delay > deadline:
-                    raise _unreachable(self.url, error) from None
-            else:
-                self._connected.set()
-                return socket
-            # Jitter: clients that lost the same server must not come back at the same moment.
-            await asyncio.sleep(delay * random.uniform(0.5, 1.0))
-            delay = min(delay * 2, LONGEST_DELAY)
+        async def send() -> None:
+            with contextlib.suppress(GramiError):
+                await say(words)
+
+        task = asyncio.create_task(send())
+        self._last_words.add(task)
+        task.add_done_callback(self._last_words.discard)
+        await asyncio.sleep(0)
+
+    # --- the connection ---
 
     async def _run(self) -> None:
         """Read frames; when the connection is lost, tell who waits, and connect again."""
-        loop = asyncio.get_running_loop()
-        while self._socket is not None:
-            try:
-                async for data in self._socket:
-                    self._deliver(data)
-                reason = f"closed with {self._socket.close_code} {self._socket.close_reason or ''}".rstrip()
-            except WebSocketException as closed:
-                reason = str(closed)
-            lost = ConnectionLost(f"the connection was lost ({reason}); the outcome is unknown")
-            if not self._retry_for or (self._socket.close_code or 0) in UNWANTED:
-                self._fail(lost)
-                return
-            self._connected.clear()
-            self._lose(lost)
-            try:
-                self._socket = await self._open(deadline=loop.time() + self._retry_for)
-            except GramiError as error:
-                self._fail(error)
-                return
-            except Exception as error:
-                self._fail(ConnectionLost(f"the connection could not be made anew: {error}"))
-                raise
+        try:
+            while self._socket is not None:
+                self._socket = await self._lived(self._socket)
+        except GramiError as error:
+            self._fail(error)
+        except Exception as error:  # noqa: BLE001 - nobody may wait for a client that has no reader any more
+            failed = ConnectionLost(f"the connection could not be made anew: {error}")
+            failed.__cause__ = error
+            self._fail(failed)
 
-    def _deliver(self, data: str | bytes) -> None:
-        # A frame that cannot be read must not end the reader; RecursionError is no MsgspecError.
-        with contextlib.suppress(msgspec.MsgspecError, ValueError, RecursionError):
-            frame = _DECODER.decode(data)
-            inbox = self._waiting.get(str(frame.id))
-            if inbox is not None:
-                inbox.put_nowait(frame)
+    async def _lived(self, socket: ClientConnection) -> ClientConnection:
+        """Serve a connection until it is over; the next one. Raises GramiError: there is none."""
+        loop = asyncio.get_running_loop()
+        opened = loop.time()
+        attaching = asyncio.create_task(self._attach_again())
+        try:
+            reason = await self._read(socket)
+        finally:
+            attaching.cancel()
+        lost = ConnectionLost(f"the connection was lost ({reason}); the outcome is unknown")
+        refusal = self._handshake.after(socket.close_code or 0, reason)
+        if refusal is not None or not self._settings.retry_for:
+            self._conversation.lose(lost)
+            raise refusal or lost
+        self._connected.clear()
+        self._conversation.lose(lost)
+        backoff = self._handshake.backoff(lived=loop.time() - opened)
+        await asyncio.sleep(self._said_to_wait() or backoff)
+        socket = await self._handshake.open(deadline=loop.time() + self._settings.retry_for)
+        self._connected.set()
+        return socket
+
+    async def _attach_again(self) -> None:
+        """Go on with what was subscribed to, one after the other: each is given what it missed, and no other's."""
+        for hearing in self._conversation.hearings:
+            while hearing.live is False and hearing in self._conversation.hearings:
+                try:
+                    await self._attach(hearing)
+                except ConnectionLost:  # the next connection begins with this again
+                    return
+                except GramiError as error:
+                    if not error.retryable:
+                        hearing.inbox(error)
+                        break
+                    await asyncio.sleep((error.retry_after_ms or 1000) / 1000)
+
+    async def _read(self, socket: ClientConnection) -> str:
+        """Read until the connection is over; why it is."""
+        conversation = self._conversation
+        try:
+            async for data in socket:
+                conversation.receive(data)
+                if conversation.goaway is not None:
+                    # What is in flight ends here; what is new waits for the next connection.
+                    self._connected.clear()
+        except WebSocketException as closed:
+            return str(closed)
+        return f"closed with {socket.close_code} {socket.close_reason or ''}".rstrip()
+
+    def _said_to_wait(self) -> float:
+        """Seconds, at random within what the server asked for when it said that it goes."""
+        goaway, self._conversation.goaway = self._conversation.goaway, None
+        asked = None if goaway is None else goaway.reconnect_after_ms
+        if asked is None:
+            return 0.0
+        return min(random.uniform(asked.min, asked.max) / 1000, self._settings.retry_for / 2)
 
     def _fail(self, error: GramiError) -> None:
         """End all requests, those of the future too."""
         if self._failure is None:
             self._failure = error
         self._connected.set()
-        self._lose(error)
-
-    def _lose(self, error: GramiError) -> None:
-        for inbox in self._waiting.values():
-            inbox.put_nowait(error)
+        self._conversation.end(error)
 
 
-def _raised(frame: Frame | GramiError) -> Frame:
-    if isinstance(frame, GramiError):
-        raise frame
-    if frame.status == "error":
-        code, text = frame.error_code or "", frame.message or ""
-        raise error_from_code(code, text, param=frame.param, retry_after_ms=frame.retry_after_ms)
-    return frame
+class _Inbox:
+    """Frames for one reader; an error is raised behind them. Bounded."""
+
+    __slots__ = ("_queue",)
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[Frame | GramiError] = asyncio.Queue()
+
+    def put(self, frame: Frame | GramiError) -> None:
+        """Add one; from the one too many on they are lost, and the reader is told."""
+        size = self._queue.qsize()
+        if size < UNREAD or isinstance(frame, GramiError):
+            self._queue.put_nowait(frame)
+        elif size == UNREAD:
+            self._queue.put_nowait(MailboxFull(f"{UNREAD} frames were not read", code=ErrorCode.SLOW_CONSUMER))
+
+    async def get(self, until: float | None = None) -> Frame:
+        """The next one. Raises GramiError; TimeoutError when there is none until then (on the loop's clock)."""
+        if until is None or not self._queue.empty():
+            frame = await self._queue.get()
+        else:
+            async with asyncio.timeout_at(until):
+                frame = await self._queue.get()
+        if isinstance(frame, GramiError):
+            raise frame
+        return frame
 
 
-def _unreachable(url: str, error: Exception) -> GramiError:
-    if isinstance(error, ServerNotFound):
-        return error
-    text = str(error) or type(error).__name__
-    return ServerNotFound(f"no Growth Manager answers at {url}: {text}")
+def _fields(
+    message: Message | str, fields: dict[str, Any], to: str | None, timeout: float | None, idempotency_key: str | None
+) -> dict[str, Any]:
+    request = {"type": message, **fields} if isinstance(message, str) else _as_fields(message) | fields
+    request |= {"to": to} if to is not None else {}
+    request |= {"timeout_ms": max(1, round(timeout * 1000))} if timeout is not None else {}
+    request |= {"idempotency_key": idempotency_key} if idempotency_key is not None else {}
+    carried = _trace_context()
+    return request | ({"meta": {**carried, **request.get("meta", {})}} if carried else {})
 
 
-def connect(url: str | None = None, *, retry_for: float = 30.0, open_timeout: float = 5.0) -> Client:
+def _as_fields(message: Message) -> dict[str, Any]:
+    # MessagePack carries bytes as they are.
+    fields: dict[str, Any] = msgspec.to_builtins(message, builtin_types=(bytes, bytearray))
+    return fields
+
+
+def _trace_context() -> dict[str, str]:
+    """The W3C trace context of the program, if it is traced with OpenTelemetry."""
+    propagate = sys.modules.get("opentelemetry.propagate")
+    carrier: dict[str, str] = {}
+    if propagate is not None:
+        propagate.inject(carrier)
+    return {name: carrier[name] for name in ("traceparent", "tracestate") if name in carrier}
+
+
+def connect(
+    url: str | None = None,
+    *,
+    token: Token | None = None,
+    retry_for: float = 30.0,
+    open_timeout: float = 5.0,
+    tls: ssl.SSLContext | None = None,
+    encoding: Literal["json", "msgpack"] = "json",
+) -> Client:
     """A client for a Growth Manager, to be entered with ``async with``.
 
     Args:
         url: where the server is; if not given, ``GRAMI_URL``, ``GRAMI_PORT`` and the state file are looked at.
+        token: who this is, or a function that gives a fresh one, for each connection and when the last has expired;
+            ``GRAMI_TOKEN`` if not given. Who may read the state file needs none.
         retry_for: seconds to try to reconnect when the connection is lost; 0 never does.
         open_timeout: seconds that one handshake may take.
+        tls: how to check the certificate of a ``wss://`` server; what the system trusts, and ``GRAMI_CA`` (a PEM
+            file), if not given.
+        encoding: ``"msgpack"`` takes fewer bytes, and carries bytes as they are.
+
+    Raises:
+        ConfigError: the file that ``GRAMI_CA`` names cannot be used.
 
     Raises (on entering):
         ServerNotFound: no server was found, or none answers.
+        GramiError: UNAUTHENTICATED, INVALID_TOKEN or TOKEN_EXPIRED: it wants to know who this is; or the function that
+            gives the tokens failed (the cause).
     """
-    return Client(url, retry_for=retry_for, open_timeout=open_timeout)
+    if tls is None and os.environ.get("GRAMI_CA"):
+        tls = trusted()
+    token = token or os.environ.get("GRAMI_TOKEN")
+    return Client(Settings(url, token, retry_for, open_timeout, tls, encoding))

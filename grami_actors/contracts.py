@@ -33,8 +33,11 @@ class Runtime(Protocol[C]):
     def now(self) -> float:
         """Seconds on the system's clock."""
 
-    def resolve(self, to: str, message: Any) -> Any:
-        """The destination that a name means for this message; raises DestinationNotFound or AgentUnavailable."""
+    def resolve(self, to: str, message: Any, by: C | None = None) -> Any:
+        """The destination that a name means for this message; raises DestinationNotFound or AgentUnavailable.
+
+        ``by`` the actor that sends it; raises PermissionDenied. ``None`` for the runtime itself.
+        """
 
     async def spawn(
         self, kind: type[Any], *args: Any, name: str | None = None, parent: C | None = None, **kwargs: Any
@@ -65,11 +68,11 @@ class Runtime(Protocol[C]):
     def release(self, cell: C) -> None:
         """Forget a stopped actor: its name, topics and place in the tree are free."""
 
-    def subscribers(self, topic: str) -> tuple[C, ...]:
-        """Who gets what is published to a topic."""
+    def subscribers(self, topic: str, by: C | None = None) -> tuple[C, ...]:
+        """Who gets what is published to a topic, ``by`` an actor. Raises PermissionDenied."""
 
-    def subscribe(self, pattern: str, cell: C) -> None:
-        """Add one to them."""
+    def subscribe(self, pattern: str, cell: C, by: C | None = None) -> None:
+        """Add one to them, ``by`` an actor. Raises PermissionDenied."""
 
     def unsubscribe(self, pattern: str, cell: C) -> bool:
         """Take one away."""

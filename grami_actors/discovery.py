@@ -21,17 +21,43 @@ STATE_FILE = "growth-manager.json"
 STATE_DIR = ".grami"
 
 
-class ServerState(msgspec.Struct, frozen=True):
-    """What the state file says."""
+class ServerState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the state file says.
+
+    Attributes:
+        url: where clients of this machine connect, ``ws://`` or ``wss://``.
+        port: the same port as a number.
+        pid: the process of the server.
+        token: what makes a client the operator, for as long as this server runs; empty if it asks for none.
+    """
 
     url: str
     port: int
     pid: int
+    token: str = ""
+
+    def __repr__(self) -> str:
+        return f"ServerState(url={self.url!r}, port={self.port}, pid={self.pid})"  # a token belongs in no log
 
     @property
     def alive(self) -> bool:
         """Whether the process that wrote the file still runs."""
         return _runs(self.pid)
+
+
+class Located(msgspec.Struct, frozen=True):
+    """Where a server is.
+
+    Attributes:
+        url: its WebSocket URL.
+        token: the operator's, if the URL is the one that its state file gives; it must be shown to no other.
+    """
+
+    url: str
+    token: str = ""
+
+    def __repr__(self) -> str:
+        return f"Located(url={self.url!r})"
 
 
 def _runs(pid: int) -> bool:
@@ -76,26 +102,32 @@ def remove_state(directory: Path, own: ServerState) -> None:
 
 
 def find_server(url: str | None = None, environ: Mapping[str, str] | None = None) -> str:
-    """The WebSocket URL of a running server.
+    """The WebSocket URL of a running server; takes and raises what :func:`locate` does."""
+    return locate(url, environ).url
+
+
+def locate(url: str | None = None, environ: Mapping[str, str] | None = None) -> Located:
+    """A running server, with the operator's token if its state file is what names it.
 
     Looks at ``url``, ``GRAMI_URL``, ``GRAMI_PORT`` and the state file (in ``GRAMI_STATE_DIR``, or ``.grami``
-    in the working directory), in this order.
+    in the working directory), in this order. A port is not yet an address: where the state file names a running
+    server on the port of ``GRAMI_PORT``, the address is the file's, as the server may speak ``wss://`` only.
 
     Raises:
         ServerNotFound: none of them names a server that runs.
     """
     environ = os.environ if environ is None else environ
-    if url:
-        return url
-    if environ.get("GRAMI_URL"):
-        return environ["GRAMI_URL"]
+    given = url or environ.get("GRAMI_URL")
+    if given:
+        return Located(given)
+    directory = Path(environ.get("GRAMI_STATE_DIR") or STATE_DIR)
+    state = read_state(directory)
     port = environ.get("GRAMI_PORT")
     if port:
         if not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) <= HIGHEST_PORT:
             raise ServerNotFound(f"GRAMI_PORT is {port!r}, which is not a port number")
-        return f"ws://127.0.0.1:{port}/ws"
-    directory = Path(environ.get("GRAMI_STATE_DIR") or STATE_DIR)
-    state = read_state(directory)
+        if state is None or state.port != int(port) or not state.alive:
+            return Located(f"ws://127.0.0.1:{port}/ws")
     if state is None:
         flaw = "is not a state file" if (directory / STATE_FILE).exists() else "does not exist"
         raise ServerNotFound(
@@ -107,4 +139,4 @@ def find_server(url: str | None = None, environ: Mapping[str, str] | None = None
             f"{directory / STATE_FILE} is stale: the server it names (process {state.pid}) is gone; "
             "start one with `grami serve FILE`"
         )
-    return state.url
+    return Located(state.url, state.token)

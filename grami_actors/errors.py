@@ -5,6 +5,8 @@ The tree::
     GramiError                      root; has an ``error_code`` of the wire protocol
     ├── Reject                      a handler answers "no" without failing its actor
     ├── ProtocolError               the message itself is wrong (docs/protocol.md, errors)
+    ├── PermissionDenied            no rule allows it
+    ├── LimitReached                too much, too often or too many at once; the code says what
     ├── DestinationNotFound         no route for this name or message type
     ├── AgentUnavailable            the actor is stopped, stopping or was never there
     ├── AgentCrashed                the actor died with this message in hand
@@ -44,10 +46,15 @@ class ErrorCode(StrEnum):
     INVALID_MESSAGE = "INVALID_MESSAGE"
     UNKNOWN_TYPE = "UNKNOWN_TYPE"
     VALIDATION_FAILED = "VALIDATION_FAILED"
+    MESSAGE_TOO_LARGE = "MESSAGE_TOO_LARGE"
     UNSUPPORTED_ENCODING = "UNSUPPORTED_ENCODING"
     UNSUPPORTED_VERSION = "UNSUPPORTED_VERSION"
     UNSUPPORTED_FEATURE = "UNSUPPORTED_FEATURE"
     DUPLICATE_ID = "DUPLICATE_ID"
+    IDEMPOTENCY_KEY_REUSED = "IDEMPOTENCY_KEY_REUSED"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    INVALID_TOKEN = "INVALID_TOKEN"
+    TOKEN_EXPIRED = "TOKEN_EXPIRED"
     PERMISSION_DENIED = "PERMISSION_DENIED"
     DESTINATION_NOT_FOUND = "DESTINATION_NOT_FOUND"
     AGENT_UNAVAILABLE = "AGENT_UNAVAILABLE"
@@ -63,6 +70,9 @@ class ErrorCode(StrEnum):
     TOO_MANY_INFLIGHT = "TOO_MANY_INFLIGHT"
     RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
     QUOTA_EXCEEDED = "QUOTA_EXCEEDED"
+    TOPIC_NOT_FOUND = "TOPIC_NOT_FOUND"
+    UNRECOVERABLE_POSITION = "UNRECOVERABLE_POSITION"
+    SLOW_CONSUMER = "SLOW_CONSUMER"
     SHUTTING_DOWN = "SHUTTING_DOWN"
     INTERNAL_ERROR = "INTERNAL_ERROR"
 
@@ -78,11 +88,21 @@ RETRYABLE: frozenset[str] = frozenset(
         ErrorCode.RATE_LIMITED,
         ErrorCode.TOO_MANY_INFLIGHT,
         ErrorCode.RESOURCE_EXHAUSTED,
+        ErrorCode.SLOW_CONSUMER,
         ErrorCode.SHUTTING_DOWN,
         ErrorCode.INTERNAL_ERROR,
     }
 )
 """Codes after which the same request may succeed when it is sent again."""
+
+
+def describe(error: BaseException) -> str:
+    """One line about an exception, without its traceback."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - an exception may bring code of its own that fails
+        text = "(its text cannot be read)"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 class GramiError(Exception):
@@ -138,6 +158,28 @@ class ProtocolError(GramiError):
     """The message itself is wrong; the code says how."""
 
     error_code = ErrorCode.INVALID_MESSAGE
+
+
+class PermissionDenied(GramiError):
+    """No rule allows this principal, or this agent on its behalf, to do that; whether it exists is not told."""
+
+    error_code = ErrorCode.PERMISSION_DENIED
+
+
+class LimitReached(GramiError):
+    """Too much, too often or too many at once; the same may succeed later.
+
+    Args:
+        message: the text for a person.
+        limit: the name of the setting.
+        details: as for every error.
+    """
+
+    error_code = ErrorCode.RATE_LIMITED
+
+    def __init__(self, message: str = "", *, limit: str = "", **details: Any) -> None:
+        super().__init__(message, **details)
+        self.limit = limit
 
 
 class DestinationNotFound(GramiError):
@@ -278,6 +320,8 @@ def error_from_code(
 _BY_CODE: dict[str, type[GramiError]] = {
     kind.error_code: kind
     for kind in (
+        PermissionDenied,
+        LimitReached,
         DestinationNotFound,
         AgentUnavailable,
         AgentCrashed,
@@ -302,6 +346,13 @@ _BY_CODE: dict[str, type[GramiError]] = {
         ErrorCode.UNSUPPORTED_VERSION,
         ErrorCode.UNSUPPORTED_FEATURE,
         ErrorCode.DUPLICATE_ID,
+        ErrorCode.MESSAGE_TOO_LARGE,
+        ErrorCode.IDEMPOTENCY_KEY_REUSED,
+        ErrorCode.UNAUTHENTICATED,
+        ErrorCode.INVALID_TOKEN,
+        ErrorCode.TOKEN_EXPIRED,
+        ErrorCode.TOPIC_NOT_FOUND,
+        ErrorCode.UNRECOVERABLE_POSITION,
     ),
     ProtocolError,
 )

@@ -7,11 +7,33 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 PROTOCOL_VERSION = 1
-CLOSE_UNSUPPORTED_DATA = 1003
-CLOSE_ABUSE = 4429
-CLOSE_SLOW_CONSUMER = 4508
 BAD_MESSAGES_IN_A_ROW = 100
 """After so many bad messages without a good one between, a client is cut off (4429)."""
+
+LONGEST_REASON = 123
+"""Bytes of the reason of a close frame (RFC 6455, section 5.5.1: 125 with the code)."""
+
+CLOSE_UNSUPPORTED_DATA = 1003
+CLOSE_RESTART = 1012
+CLOSE_UNAUTHENTICATED = 4401
+CLOSE_FORBIDDEN = 4403
+CLOSE_AUTH_TIMEOUT = 4408
+CLOSE_TOKEN_EXPIRED = 4419
+CLOSE_ABUSE = 4429
+CLOSE_CONNECTION_LIMIT = 4430
+CLOSE_SLOW_CONSUMER = 4508
+CLOSE_IDLE = 4513
+
+
+def close_code(error_code: str) -> int:
+    """What a connection is closed with whose token was refused: one that expired can be renewed."""
+    return CLOSE_TOKEN_EXPIRED if error_code == "TOKEN_EXPIRED" else CLOSE_UNAUTHENTICATED
+
+
+ADMIN_TYPES = frozenset(
+    f"admin.{kind}" for kind in ("connections", "actors", "stats", "profile", "disconnect", "drain")
+)
+"""Control messages for administrators (docs/protocol.md, section 4)."""
 
 RequestId = Annotated[str, msgspec.Meta(max_length=128)] | int
 
@@ -21,23 +43,38 @@ class Limits(msgspec.Struct, frozen=True):
 
     Attributes:
         max_message_bytes: a larger frame closes the connection (1009).
+        max_unauthenticated_bytes: the same, before the client has authenticated.
+        max_nesting: levels of objects and arrays in one frame.
         max_inflight: requests without an answer yet; one more gets TOO_MANY_INFLIGHT.
+        max_subscriptions: topics at the same time; one more gets RESOURCE_EXHAUSTED.
         outbox_bytes: unsent output; past it chunks are dropped, past twice it the connection is closed (4508).
+        outbox_seconds: how long a frame may stay unsent (4508).
         request_timeout_ms: the deadline of a request that names none.
         max_timeout_ms: the longest deadline a request may ask for.
+        auth_timeout: seconds that a client has to authenticate (4408).
+        token_grace: seconds that a connection stays after its token expired (4419).
+        idle_timeout: seconds without a frame, a request at work or a subscription (4513); 0 for no limit.
     """
 
     max_message_bytes: int = 1_048_576
+    max_unauthenticated_bytes: int = 16_384
+    max_nesting: int = 64
     max_inflight: int = 64
+    max_subscriptions: int = 128
     outbox_bytes: int = 1_048_576
+    outbox_seconds: float = 30.0
     request_timeout_ms: int = 60_000
     max_timeout_ms: int = 600_000
+    auth_timeout: float = 10.0
+    token_grace: float = 30.0
+    idle_timeout: float = 0.0
 
 
 class Meta(msgspec.Struct):
     """The part of ``meta`` that means something; the rest is skipped, not built."""
 
     traceparent: msgspec.Raw = msgspec.Raw()
+    tracestate: msgspec.Raw = msgspec.Raw()
 
 
 class Header(msgspec.Struct):
@@ -49,8 +86,12 @@ class Header(msgspec.Struct):
     stream: bool = False
     background: bool = False
     timeout_ms: Annotated[int, msgspec.Meta(gt=0)] | None = None
-    idempotency_key: Annotated[str, msgspec.Meta(max_length=128)] | None = None
+    idempotency_key: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] | None = None
     meta: Meta | None = None
+
+
+Token = Annotated[str, msgspec.Meta(max_length=8192)]
+TopicName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 
 
 class Hello(msgspec.Struct):
@@ -58,12 +99,46 @@ class Hello(msgspec.Struct):
 
     protocol: int = PROTOCOL_VERSION
     client: dict[str, Any] | None = None
+    token: Token | None = None
 
 
-class CancelFields(msgspec.Struct):
+class Auth(msgspec.Struct):
+    """``auth``: the client authenticates, or renews its token."""
+
+    token: Token
+
+
+class Cancel(msgspec.Struct):
     """``cancel``: end a request that is in flight."""
 
     request_id: RequestId | None = None
+
+
+class Position(msgspec.Struct, frozen=True):
+    """Where a client is in what was published: all up to ``offset`` of the server's ``epoch`` it has seen."""
+
+    epoch: Annotated[str, msgspec.Meta(max_length=64)]
+    offset: Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Subscribe(msgspec.Struct):
+    """``subscribe``: hear what is published to the topics of a pattern, and what was missed since a position."""
+
+    topic: TopicName
+    recover: Position | None = None
+
+
+class Unsubscribe(msgspec.Struct):
+    """``unsubscribe``: take a subscription back."""
+
+    topic: TopicName
+
+
+class Publish(msgspec.Struct):
+    """``publish``: hand data to everybody who hears the topic."""
+
+    topic: TopicName
+    data: Any
 
 
 class OnlyId(msgspec.Struct):
@@ -99,6 +174,7 @@ class Response(msgspec.Struct, tag="response", tag_field="type", omit_defaults=T
     data: Any
     duration_ms: int
     chunks_dropped: int = 0
+    replayed: bool = False
 
 
 class ErrorResponse(msgspec.Struct, tag="response", tag_field="type"):
@@ -113,6 +189,7 @@ class ErrorResponse(msgspec.Struct, tag="response", tag_field="type"):
     duration_ms: int
     retry_after_ms: int | msgspec.UnsetType = msgspec.UNSET
     param: str | msgspec.UnsetType = msgspec.UNSET
+    replayed: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class Started(msgspec.Struct, tag="response.started", tag_field="type"):
@@ -156,3 +233,27 @@ class Pong(msgspec.Struct, tag="pong", tag_field="type"):
     """The answer to ``ping``."""
 
     id: RequestId | msgspec.UnsetType = msgspec.UNSET
+
+
+class Event(msgspec.Struct, tag="event", tag_field="type"):
+    """Something was published to a topic that the client hears; offsets grow over all topics of an epoch."""
+
+    topic: str
+    epoch: str
+    offset: int
+    data: Any
+
+
+class Delay(msgspec.Struct):
+    """Between how many milliseconds a client picks its own at random."""
+
+    min: int
+    max: int
+
+
+class Goaway(msgspec.Struct, tag="goaway", tag_field="type"):
+    """The server is about to close: send nothing new here, and come back after a while."""
+
+    reason: str
+    reconnect_after_ms: Delay
+    close_in_ms: int

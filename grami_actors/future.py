@@ -30,6 +30,7 @@ from grami_actors.errors import (
     GramiError,
     MailboxFull,
     WouldDeadlock,
+    describe,
 )
 from grami_actors.messages import Envelope, Scope
 
@@ -481,15 +482,6 @@ def only_answer(group: BaseExceptionGroup[BaseException]) -> GramiError | None:
     while isinstance(first, BaseExceptionGroup):
         first = first.exceptions[0]
     return first if isinstance(first, GramiError) else None
-
-
-def describe(error: BaseException) -> str:
-    """One line about an exception, without its traceback."""
-    try:
-        text = str(error)
-    except Exception:  # noqa: BLE001 - an exception may bring code of its own that fails
-        text = "(its text cannot be read)"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def details(error: BaseException) -> str:

@@ -24,8 +24,8 @@ from grami_actors.actor import Actor
 from grami_actors.cell import Cell
 from grami_actors.context import clean_context
 from grami_actors.contracts import Runtime
-from grami_actors.errors import StartFailed
-from grami_actors.future import Future, describe, details
+from grami_actors.errors import StartFailed, describe
+from grami_actors.future import Future, details
 from grami_actors.recovery import ALIVE, DOWN, ChildGaveUp, Recovery, group
 from grami_actors.ref import ActorDead
 from grami_actors.restarts import GiveUp, Restart, decide

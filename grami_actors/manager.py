@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
+from collections.abc import Callable, Iterator
+from functools import cache
+from importlib import resources
 from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
 from typing import Self
 
-from grami_actors.config import Config
+import msgspec
+
+from grami_actors.api_keys import KeyStore
+from grami_actors.asyncapi import document
+from grami_actors.catalog import Catalog
+from grami_actors.config import Config, check
+from grami_actors.credentials import Authority
 from grami_actors.discovery import ServerState, read_state, remove_state, write_state
 from grami_actors.errors import ConfigError
+from grami_actors.gateway.door import Document
 from grami_actors.gateway.server import Gateway
+from grami_actors.jwt_tokens import JwtVerifier
+from grami_actors.metrics import Metrics
+from grami_actors.permissions import Permissions
+from grami_actors.policy import Policy
 from grami_actors.swarm import Swarm
 from grami_actors.system import ActorSystem
-from grami_actors.telemetry import Metrics
+from grami_actors.telemetry import Doubted
+from grami_actors.tracing import trace_to
 
+TITLE = "Growth Manager"
 VARIABLE = "GRAMI_PORT"
+_TRACED = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+"""Where traces go, if anywhere: OpenTelemetry's own variables."""
+
 _PUBLISHED: list[str | None] = []
 """What GRAMI_PORT was before, and the ports of this process's servers: as global as the variable itself."""
 
@@ -47,8 +67,11 @@ class GrowthManager:
         publish: whether to write the state file and ``GRAMI_PORT``.
         system: the system to run in, not yet entered; made if not given.
 
+    Raises:
+        ConfigError: the settings do not fit each other, or the credentials cannot be read.
+
     Raises (on entering):
-        ConfigError: the address cannot be bound, or the state directory not written.
+        ConfigError: the address cannot be bound, the certificates not used, or the state directory not written.
         StartFailed: an agent, a tool or the model could not start.
     """
 
@@ -57,23 +80,29 @@ class GrowthManager:
     ) -> None:
         self.swarm = swarm
         self.config = config or Config()
-        self.system = system or ActorSystem(threads=self.config.threads)
-        self.metrics = Metrics(self.system.bus, self.system.depths)
+        check(self.config)
+        permissions = Permissions(self.config.rules)
+        self.system = system or ActorSystem(threads=self.config.threads, permissions=permissions)
+        self.policy = Policy(self._authority(), permissions, self.config.rates)
         self.port = 0
         self.url = ""
         self._publish = publish
         self._state: ServerState | None = None
         self._replaced: ServerState | None = None
         self._gateway: Gateway | None = None
+        self._end_traces: Callable[[], None] | None = None
 
     async def __aenter__(self) -> Self:
         catalog = self.swarm.catalog()
         await self.system.__aenter__()
         try:
+            if any(os.environ.get(variable) for variable in _TRACED):
+                self._end_traces = trace_to(self.system.bus)
             await self.swarm.start(self.system)
-            self._gateway = gateway = Gateway(self.system, catalog, self.config, self.metrics.text, package_version())
-            self.port = await self._open(gateway)
-            self.url = gateway.url(self.port)
+            documents = self._documents(catalog)
+            self._gateway = Gateway(self.system, catalog, self.config, self.policy, documents, package_version())
+            self.port = await self._open(self._gateway)
+            self.url = self._gateway.url(self.port)
             if self._publish:
                 self._announce()
         except BaseException:
@@ -85,6 +114,63 @@ class GrowthManager:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    def _authority(self) -> Authority:
+        """Who knows the credentials that the settings ask for."""
+        config = self.config
+        keys = jwt = None
+        if "keys" in config.auth:
+            keys = KeyStore(config.keys_file or config.state_dir / "keys.json", self._doubt)
+        if "jwt" in config.auth and config.jwt_keys is not None:
+            jwt = JwtVerifier(
+                config.jwt_keys,
+                algorithms=config.jwt_algorithms,
+                audience=config.jwt_audience,
+                issuer=config.jwt_issuer,
+                tell=self._doubt,
+            )
+        return Authority(keys, jwt)
+
+    def _doubt(self, text: str) -> None:
+        if Doubted in self.system.bus:
+            self.system.bus.publish(Doubted(text))
+
+    def _documents(self, catalog: Catalog) -> dict[str, Document]:
+        """What is served beside the WebSocket."""
+        metrics = Metrics(
+            self.system.bus, self.system.depths, outboxes=self._outboxes, known=catalog.types.__contains__
+        )
+
+        @cache
+        def asyncapi() -> bytes:
+            secured = self.policy.authority.required
+            return msgspec.json.encode(
+                document(catalog.types, title=TITLE, version=package_version(), url=self.url, secured=secured)
+            )
+
+        @cache
+        def client() -> bytes:
+            return resources.files("grami_actors.gateway").joinpath("client.js").read_bytes()
+
+        return {
+            "/metrics": Document("text/plain; version=0.0.4; charset=utf-8", metrics.text),
+            "/asyncapi.json": Document("application/json", asyncapi),
+            "/client.js": Document("text/javascript; charset=utf-8", client, open=True),
+        }
+
+    def _outboxes(self) -> Iterator[int]:
+        if self._gateway is not None:
+            yield from (each.outbox_bytes for each in self._gateway.connections())
+
+    async def drained(self) -> None:
+        """Wait until an administrator wants the server to stop (``admin.drain``)."""
+        if self._gateway is not None:
+            await self._gateway.drained()
+
+    def reload(self) -> None:
+        """Read the certificates again, for connections to come; those that cannot be used change nothing."""
+        if self._gateway is not None:
+            self._gateway.reload()
 
     async def _open(self, gateway: Gateway) -> int:
         try:
@@ -101,7 +187,7 @@ class GrowthManager:
 
     def _announce(self) -> None:
         self._replaced = self.replaces
-        self._state = state = ServerState(self.url, self.port, os.getpid())
+        self._state = state = ServerState(self.url, self.port, os.getpid(), self.policy.authority.operator_token)
         try:
             write_state(self.config.state_dir, state)
         except OSError as error:
@@ -136,3 +222,6 @@ class GrowthManager:
                 await self._gateway.close()
         finally:
             await self.system.close()
+            if self._end_traces is not None:
+                await asyncio.to_thread(self._end_traces)
+                self._end_traces = None

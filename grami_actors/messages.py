@@ -8,6 +8,7 @@ shares: deadline, cancellation, trace and the stream back to whoever asked.
 from __future__ import annotations
 
 import math
+import random
 import re
 import threading
 from collections.abc import Callable
@@ -137,9 +138,15 @@ class Scope:
     deadline: float = math.inf
     sink: Sink | None = None
     meter: Meter | None = None
+    principal: Any = None
+    """Whose request it is, at its root; nobody's where the program itself is at work."""
     above: int = 0
     """Asks above the root: where it stands for a scope of another process."""
     reason: GramiError | None = None
+    remote_parent: str = ""
+    """Of a root: 16 hex digits that name the client's span; empty if it told of none."""
+    sampled: bool = True
+    """Of a root: whether the request is traced."""
     _closed: bool = False
     _trace: str | Callable[[], str] = ""
     _lock: threading.Lock = threading.Lock()  # of scopes that belong to no request yet
@@ -195,11 +202,17 @@ class Scope:
         return depth + scope.above
 
     @property
-    def trace_id(self) -> str:
-        """What names the request in traces; the same for all scopes of one request."""
+    def root(self) -> Scope:
+        """The scope of the whole request."""
         root = self
         while root.parent is not None:
             root = root.parent
+        return root
+
+    @property
+    def trace_id(self) -> str:
+        """What names the request in traces; the same for all scopes of one request."""
+        root = self.root
         with root._lock:
             if not isinstance(root._trace, str):
                 root._trace = root._trace()
@@ -271,6 +284,11 @@ class Scope:
         self.cancel(DeadlineExceeded("the deadline passed before the answer came; the outcome is unknown"))
 
 
+def new_span_id() -> str:
+    """16 hex digits, as W3C trace context has them; unique within a trace, which is all they need to be."""
+    return f"{random.getrandbits(64):016x}"
+
+
 class Envelope(msgspec.Struct, eq=False):
     """One message on its way to one mailbox, and then in the hands of one handler.
 
@@ -285,6 +303,8 @@ class Envelope(msgspec.Struct, eq=False):
         receiver: the cell that handles it; set by that cell.
         taken_at: seconds on the system's clock when its handler began; 0 if nobody wants to know.
         failure: what its handler failed with the first time.
+        span: 16 hex digits that name its handling in traces; empty as long as nobody asked, see :meth:`trace`.
+        cause: the same of the handling that sent it; empty if nobody wants to know.
     """
 
     message: Any
@@ -295,6 +315,14 @@ class Envelope(msgspec.Struct, eq=False):
     receiver: Any = None
     taken_at: float = 0.0
     failure: BaseException | None = None
+    span: str = ""
+    cause: str = ""
+
+    def trace(self) -> str:
+        """What names its handling in traces: made when somebody asks, then the same for all."""
+        if not self.span:
+            self.span = new_span_id()
+        return self.span
 
 
 class Terminated(msgspec.Struct, frozen=True):

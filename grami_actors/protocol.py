@@ -1,50 +1,73 @@
-"""The wire protocol grami/1 of one connection, without any socket. Floor 2; docs/protocol.md is its text.
+"""The wire protocol grami/1 of one connection, without any socket. Floor 5; docs/protocol.md is its text.
 
 Rule 1: everything that decides what a client is answered lives in this file; there is no I/O, no clock and
         no randomness in it (``now`` is a parameter).
-Rule 2: every accepted request has exactly one :class:`Slot`, and ends with exactly one terminal frame.
-Rule 3: what goes out is taken with :meth:`ServerProtocol.data_to_send`, in order.
+Rule 2: every accepted request is ended by its owner with :meth:`~Answers.finish`, once.
+Rule 3: what goes out is taken with :meth:`~Answers.data_to_send`, in order.
 Rule 4: a frame decides its mode: with an ``id`` it is answered in envelope mode, without one in plain mode,
         in request order, and with exactly the keys that plain mode has.
+Rule 5: a client that was told nothing of connection-wide frames (it said no ``hello``) gets none.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import msgspec
 
-from grami_actors.errors import RETRYABLE, ErrorCode, GramiError, ProtocolError
+from grami_actors.answers import Answers
+from grami_actors.catalog import Catalog, decoded, faulty
+from grami_actors.encoding import ENCODINGS, JSON, Encoding, Frame
+from grami_actors.errors import ErrorCode, GramiError, LimitReached, PermissionDenied, ProtocolError
 from grami_actors.frames import (
+    ADMIN_TYPES,
     BAD_MESSAGES_IN_A_ROW,
     CLOSE_ABUSE,
+    CLOSE_AUTH_TIMEOUT,
+    CLOSE_IDLE,
+    CLOSE_TOKEN_EXPIRED,
     CLOSE_UNSUPPORTED_DATA,
     PROTOCOL_VERSION,
-    CancelFields,
-    Chunk,
-    ErrorResponse,
+    Auth,
+    Cancel,
+    Delay,
+    Goaway,
     Header,
     Hello,
     Limits,
     Meta,
     OnlyId,
-    PlainError,
-    PlainSuccess,
     Pong,
-    Progress,
+    Publish,
     RequestId,
-    Response,
-    Started,
+    Subscribe,
+    Unsubscribe,
     Welcome,
+    close_code,
 )
-from grami_actors.messages import CONTROL_TYPES, RESERVED_PREFIXES
+from grami_actors.policy import Policy
+from grami_actors.principals import ANONYMOUS, Principal
+
+RECONNECT_JITTER_MS = 5_000
+"""Within how many milliseconds clients are asked to spread their coming back."""
+
+LONGEST_STATE = 512
+"""Characters of a ``tracestate`` that are carried on (W3C Trace Context, section 3.3.1.5)."""
 
 # --- what the owner of the connection is asked to do ---
+
+
+class Trace(NamedTuple):
+    """A W3C trace context (https://www.w3.org/TR/trace-context/)."""
+
+    trace_id: str = ""
+    parent: str = ""
+    sampled: bool = True
+    state: str = ""
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -54,8 +77,27 @@ class Accepted(msgspec.Struct, frozen=True):
     message: Any
     to: str
     timeout: float
-    trace_id: str
+    trace: Trace
     stream: bool
+    idempotency_key: str | None
+
+
+class Control(msgspec.Struct, frozen=True):
+    """A control message that the owner answers, also with :meth:`ServerProtocol.finish`.
+
+    Attributes:
+        key: as above.
+        kind: ``describe``, ``subscribe``, ``unsubscribe``, ``publish``, or ``admin.`` and what.
+        fields: the Struct of its fields; of ``admin.*`` a dict.
+        timeout: seconds that the answer may take.
+        idempotency_key: of ``publish``; the others may be repeated anyway.
+    """
+
+    key: int
+    kind: str
+    fields: Any
+    timeout: float
+    idempotency_key: str | None = None
 
 
 class CancelRequest(msgspec.Struct, frozen=True):
@@ -64,196 +106,208 @@ class CancelRequest(msgspec.Struct, frozen=True):
     key: int
 
 
-class DescribeRequest(msgspec.Struct, frozen=True):
-    """Finish the request with this key with what the catalog describes; that may import tools, so off the loop."""
+class Authenticated(msgspec.Struct, frozen=True):
+    """The client is known now, or anew. ``lost``: topics that it may hear no more."""
 
-    key: int
-    timeout: float
-
-
-Action = Accepted | CancelRequest | DescribeRequest
+    principal: Principal
+    lost: tuple[str, ...] = ()
 
 
-class Slot:
-    """One request that has no terminal frame yet."""
-
-    __slots__ = ("answer", "begun_at", "dropped", "id", "key", "message_type", "progress", "seq", "started", "stream")
-
-    def __init__(self, key: int, request_id: RequestId | msgspec.UnsetType, header: Header | None, now: float) -> None:
-        self.key = key
-        self.id = request_id
-        self.stream = header is not None and header.stream and request_id is not msgspec.UNSET
-        self.message_type = "" if header is None else header.type
-        self.begun_at = now
-        self.seq = 0
-        self.progress = 0.0
-        self.started = False
-        self.dropped = 0
-        self.answer: bytes | None = None
+Action = Accepted | Control | CancelRequest | Authenticated
 
 
-class Catalog:
-    """The message types that this server understands, and what ``describe`` tells about them.
+class Refusal(NamedTuple):
+    """A frame that was answered with an error at once; ``limit`` is the setting that it ran into, if it did."""
 
-    Args:
-        types: message type to class.
-        describe: gives the answer to ``describe``.
-    """
-
-    def __init__(self, types: Mapping[str, type], describe: Callable[[], Any]) -> None:
-        self.describe = describe
-        self._decoders: dict[str, msgspec.json.Decoder[Any]] = {
-            name: msgspec.json.Decoder(kind) for name, kind in types.items()
-        }
-
-    def decode(self, header: Header, text: str) -> Any:
-        """The message in a frame. Raises ProtocolError: UNKNOWN_TYPE or VALIDATION_FAILED."""
-        decoder = self._decoders.get(header.type)
-        if decoder is None:
-            raise self._unknown(header.type)
-        try:
-            return decoder.decode(text)
-        except msgspec.ValidationError as error:
-            message, param = explain(error)
-            raise ProtocolError(message, code=ErrorCode.VALIDATION_FAILED, param=param) from None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ProtocolError(_flaw(error), code=ErrorCode.INVALID_JSON) from None
-        except Exception as error:  # noqa: BLE001 - a message class checks itself with code of its own
-            text = f"{header.type}: {type(error).__name__}: {error}"
-            raise ProtocolError(text, code=ErrorCode.VALIDATION_FAILED, param="$") from None
-
-    def _unknown(self, name: str) -> ProtocolError:
-        if name in CONTROL_TYPES or name.startswith(RESERVED_PREFIXES):
-            return ProtocolError(f"{name!r} is not supported by this server", code=ErrorCode.UNSUPPORTED_FEATURE)
-        close = difflib.get_close_matches(name, self._decoders, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else "; send 'describe' for the types that it knows"
-        return ProtocolError(f"no agent here handles the type {name!r}{hint}", code=ErrorCode.UNKNOWN_TYPE)
+    code: str
+    limit: str
 
 
-_CODES = frozenset(map(str, ErrorCode))
-_UNTIMELY = frozenset({ErrorCode.TOO_MANY_INFLIGHT, ErrorCode.DUPLICATE_ID, ErrorCode.SHUTTING_DOWN})
-_HEADER = msgspec.json.Decoder(Header)
-_HELLO = msgspec.json.Decoder(Hello)
-_CANCEL = msgspec.json.Decoder(CancelFields)
-_ONLY_ID = msgspec.json.Decoder(OnlyId)
-_ENCODER = msgspec.json.Encoder()
-_PATH = re.compile(r" - at `(\$.*)`$")
-_MISSING = re.compile(r"missing required field `(\w+)`")
+_UNTIMELY = frozenset(
+    {
+        ErrorCode.TOO_MANY_INFLIGHT,
+        ErrorCode.DUPLICATE_ID,
+        ErrorCode.SHUTTING_DOWN,
+        ErrorCode.RATE_LIMITED,
+        ErrorCode.RESOURCE_EXHAUSTED,
+        ErrorCode.TOKEN_EXPIRED,
+    }
+)
+_CONTROLS: dict[str, Any] = {
+    "describe": OnlyId,
+    "subscribe": Subscribe,
+    "unsubscribe": Unsubscribe,
+    "publish": Publish,
+}
+"""Control messages that the owner answers, and their fields; of those for administrators it knows more."""
+_OWNED = ADMIN_TYPES.union(_CONTROLS)
+
 # Only a version later than 00 may have more behind its flags, and ff is none.
 _TRACEPARENT = re.compile(
-    r"(?!ff)(?!00.{53}.)[0-9a-f]{2}-((?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?"
+    r"(?!ff)(?!00.{53}.)[0-9a-f]{2}-((?!0{32})[0-9a-f]{32})-((?!0{16})[0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?"
 )
 
 
-def explain(error: msgspec.ValidationError) -> tuple[str, str]:
-    """A validation error in words, and the path of the faulty field (``$.platform``)."""
-    text = str(error)
-    path = _PATH.search(text)
-    param = path.group(1) if path else "$"
-    text = _PATH.sub("", text)
-    if missing := _MISSING.search(text):
-        param = f"{param}.{missing.group(1)}"
-        text = f"The field `{missing.group(1)}` is required"
-    return f"{text} (at {param})", param
+class _Decoders:
+    """What reads the frames that a connection itself understands, in one encoding."""
+
+    def __init__(self, encoding: Encoding) -> None:
+        self.header = encoding.decoder(Header)
+        self.text = encoding.decoder(str)
+        self.only_id = encoding.decoder(OnlyId)
+        self.hello = encoding.decoder(Hello)
+        self.auth = encoding.decoder(Auth)
+        self.cancel = encoding.decoder(Cancel)
+        self.anything = encoding.decoder(dict[str, Any])
+        self.controls = {kind: encoding.decoder(fields) for kind, fields in _CONTROLS.items()}
 
 
-def _flaw(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "the message is nested too deeply"
-    return f"the message is not valid JSON: {error}"
+_DECODERS = {encoding: _Decoders(encoding) for encoding in ENCODINGS.values()}
 
 
-class ServerProtocol:
+class Setting(msgspec.Struct, frozen=True):
+    """What all connections of a server have in common.
+
+    Attributes:
+        catalog: the message types.
+        limits: what a connection may do.
+        server: name and version, told in ``welcome``.
+        policy: who may do what.
+    """
+
+    catalog: Catalog
+    limits: Limits
+    server: dict[str, str]
+    policy: Policy
+
+
+class ServerProtocol(Answers):
     """The server's side of one connection.
 
     Args:
         connection_id: told in ``welcome``.
-        catalog: the message types.
-        limits: what the connection may do.
-        server: name and version, told in ``welcome``.
+        setting: what all connections have in common.
+        now: seconds on any clock; all other ``now`` are on the same.
+        encoding: of the frames.
+        principal: who the client is, if the handshake said so.
 
     Attributes:
+        principal: who the client is; ``None`` before it has authenticated, where it must.
         draining: refuse new requests with SHUTTING_DOWN.
         close_code: set when the client is to be cut off.
-        held_bytes: plain answers that wait for an earlier one; they count like unsent output.
+        close_reason: why, for the client.
+        introduced: whether the client said ``hello``.
+        subscriptions: the patterns of topics that it hears; kept by the owner.
+        refusals: the frames that were refused since the owner last looked.
     """
 
-    def __init__(self, connection_id: str, catalog: Catalog, limits: Limits, server: dict[str, str]) -> None:
-        self.principal = "anonymous"
+    def __init__(
+        self,
+        connection_id: str,
+        setting: Setting,
+        now: float,
+        encoding: Encoding = JSON,
+        principal: Principal | None = None,
+    ) -> None:
+        super().__init__(encoding, now)
+        self.principal = principal
         self.draining = False
         self.close_code: int | None = None
+        self.close_reason = ""
+        self.introduced = False
+        self.subscriptions: set[str] = set()
+        self.refusals: list[Refusal] = []
         self._connection_id = connection_id
-        self._catalog = catalog
-        self._limits = limits
-        self._server = server
-        self._slots: dict[int, Slot] = {}
-        self._by_id: dict[str | int, Slot] = {}
-        self._plain: deque[Slot] = deque()
-        self._out: list[bytes] = []
-        self._last_key = 0
+        self._setting = setting
+        self._limits = setting.limits
+        self._decoders = _DECODERS[encoding]
         self._bad = 0
-        self.held_bytes = 0
-        self._binary_seen = False
-        self._controls: dict[str, Callable[[Header, str, float], Action | None]] = {
-            "ping": self._ping,
-            "hello": self._hello,
-            "cancel": self._cancel,
-            "describe": self._describe,
-        }
+        self._wrong_kind_seen = False
+        self._opened_at = now
+        self._expires_at = math.inf
+        if principal is not None:
+            self._expires_at = now + setting.policy.lifetime(principal)
+        elif not setting.policy.authority.required:
+            self.principal = ANONYMOUS
 
     # --- from the client ---
 
-    def receive_text(self, text: str, now: float) -> Action | None:
-        """Take one text frame. What it asks of the owner is returned; answers wait in ``data_to_send``."""
+    def receive(self, frame: Frame, now: float) -> Action | None:
+        """Take one text or binary frame. What it asks of the owner is returned; answers wait in ``data_to_send``."""
+        self._active_at = now
+        if isinstance(frame, str) is not self._encoding.text:
+            self._refuse_kind(now)
+            return None
         try:
-            header = self._header(text)
-            control = self._controls.get(header.type)
-            done = self._accept(header, text, now) if control is None else control(header, text, now)
-        except ProtocolError as error:
-            self._refuse(_recover_id(text), error, now)
+            header = self._header(frame)
+            done = self._OWN.get(header.type, ServerProtocol._accept)(self, header, frame, now)
+        except (ProtocolError, LimitReached, PermissionDenied) as error:
+            self._refuse(self._recover_id(frame), error, now)
             # A busy client is not a bad one: what only came at the wrong time does not count.
             self._bad += error.error_code not in _UNTIMELY
             if self._bad >= BAD_MESSAGES_IN_A_ROW:
-                self.close_code = CLOSE_ABUSE
+                self.close(CLOSE_ABUSE, f"{self._bad} bad messages in a row")
             return None
         self._bad = 0
         return done
 
-    def receive_binary(self, now: float) -> None:
-        """Take one binary frame: an error the first time, the end of the connection the second time."""
-        if self._binary_seen:
-            self.close_code = CLOSE_UNSUPPORTED_DATA
+    def _refuse_kind(self, now: float) -> None:
+        """A frame of the other kind: an error the first time, the end of the connection the second time."""
+        if self._wrong_kind_seen:
+            self.close(CLOSE_UNSUPPORTED_DATA, f"this connection speaks {self._encoding.name}")
             return
-        self._binary_seen = True
-        error = ProtocolError("this endpoint speaks JSON in text frames", code=ErrorCode.UNSUPPORTED_ENCODING)
-        self._refuse(msgspec.UNSET, error, now)
+        self._wrong_kind_seen = True
+        kind = "text" if self._encoding.text else "binary"
+        text = f"this connection speaks {self._encoding.name} in {kind} frames; the subprotocol decides"
+        self._refuse(msgspec.UNSET, ProtocolError(text, code=ErrorCode.UNSUPPORTED_ENCODING), now)
 
-    def _header(self, text: str) -> Header:
+    def _header(self, frame: Frame) -> Header:
+        limit = "max_unauthenticated_bytes" if self.principal is None else "max_message_bytes"
+        most = getattr(self._limits, limit)
+        if 4 * len(frame) > most and (size := _size(frame)) > most:
+            text = f"a message here has at most {most} bytes, not {size}"
+            raise LimitReached(text, code=ErrorCode.MESSAGE_TOO_LARGE, limit=limit)
         try:
-            return _HEADER.decode(text)
-        except msgspec.ValidationError as error:
-            message, param = explain(error)
-            raise ProtocolError(message, param=param) from None
-        except (ValueError, RecursionError) as error:
-            raise ProtocolError(_flaw(error), code=ErrorCode.INVALID_JSON) from None
+            header: Header = self._decoders.header(frame)
+            deep = self._encoding.too_deep(frame, self._limits.max_nesting)
+        except Exception as error:  # noqa: BLE001 - the decoders of MessagePack have many ways to fail
+            raise faulty(error, self._encoding, code=ErrorCode.INVALID_MESSAGE) from None
+        if deep:
+            text = f"the message is nested too deeply: at most {self._limits.max_nesting} levels are allowed"
+            raise LimitReached(text, code=ErrorCode.INVALID_JSON, limit="max_nesting")
+        return header
 
-    def _accept(self, header: Header, text: str, now: float) -> Accepted | None:
-        if header.background or header.idempotency_key is not None:
-            field = "background" if header.background else "idempotency_key"
-            raise ProtocolError(
-                f"this server does not support {field!r} yet", code=ErrorCode.UNSUPPORTED_FEATURE, param=f"$.{field}"
-            )
+    def _who(self, now: float) -> Principal:
+        if self.principal is None:
+            text = "authenticate first: send 'hello' or 'auth' with a token"
+            raise ProtocolError(text, code=ErrorCode.UNAUTHENTICATED)
+        if now >= self._expires_at:
+            text = "the token of this connection has expired; send 'auth' with a new one"
+            raise ProtocolError(text, code=ErrorCode.TOKEN_EXPIRED)
+        return self.principal
+
+    def _accept(self, header: Header, frame: Frame, now: float) -> Accepted | Control:
+        principal = self._who(now)
+        if header.background:
+            text = "this server does not support 'background' yet"
+            raise ProtocolError(text, code=ErrorCode.UNSUPPORTED_FEATURE, param="$.background")
         if header.stream and header.id is msgspec.UNSET:
             raise ProtocolError("'stream' needs an 'id', to tell the frames apart", param="$.id")
-        message = self._catalog.decode(header, text)
+        if header.type in _OWNED:
+            return self._control(header, frame, principal, now)
+        policy = self._setting.policy
+        policy.check(principal, header.type, now)
+        allowed = partial(policy.permissions.may_send_type, principal)
+        message = self._setting.catalog.decode(header, frame, self._encoding, allowed)
         self._admit(header)
         return Accepted(
             key=self._open(header, now).key,
             message=message,
             to=header.to,
             timeout=self._timeout(header),
-            trace_id=_trace_id(header.meta),
+            trace=_NO_TRACE if header.meta is None else _trace(header.meta, self._decoders.text),
             stream=header.stream,
+            idempotency_key=header.idempotency_key,
         )
 
     def _timeout(self, header: Header) -> float:
@@ -261,213 +315,185 @@ class ServerProtocol:
 
     def _check_id(self, header: Header) -> None:
         if header.id in self._by_id:
-            raise ProtocolError(
-                f"the id {header.id!r} is still in flight on this connection", code=ErrorCode.DUPLICATE_ID, param="$.id"
-            )
+            text = f"the id {header.id!r} is still in flight on this connection"
+            raise ProtocolError(text, code=ErrorCode.DUPLICATE_ID, param="$.id")
 
     def _admit(self, header: Header) -> None:
         self._check_id(header)
-        if len(self._slots) >= self._limits.max_inflight:
-            raise ProtocolError(
-                f"{len(self._slots)} requests are in flight on this connection, its limit; wait for an answer",
+        unanswered = max(len(self._slots), len(self._plain))
+        if unanswered >= self._limits.max_inflight:
+            raise LimitReached(
+                f"{unanswered} requests are in flight on this connection, its limit; wait for an answer",
                 code=ErrorCode.TOO_MANY_INFLIGHT,
+                limit="max_inflight",
+                retry_after_ms=100,
             )
         if self.draining:
             raise ProtocolError("the server is shutting down", code=ErrorCode.SHUTTING_DOWN)
 
-    def _open(self, header: Header, now: float) -> Slot:
-        self._last_key += 1
-        slot = Slot(self._last_key, header.id, header, now)
-        self._slots[slot.key] = slot
-        if header.id is msgspec.UNSET:
-            self._plain.append(slot)
-        else:
-            self._by_id[header.id] = slot
-        return slot
-
     def _refuse(self, request_id: RequestId | msgspec.UnsetType, error: GramiError, now: float) -> None:
         """Answer a message that was not accepted; in plain mode in its turn."""
-        slot = Slot(0, request_id, None, now)
-        if request_id is msgspec.UNSET:
-            self._plain.append(slot)
-        self._answer(slot, None, error, now)
+        self.refusals.append(Refusal(error.error_code, getattr(error, "limit", "")))
+        self._answer_at_once(request_id, None, error, now)
+
+    def _recover_id(self, frame: Frame) -> RequestId | msgspec.UnsetType:
+        """The id of a message that is otherwise wrong, so that its error reaches whoever waits for it."""
+        try:
+            found: OnlyId = self._decoders.only_id(frame)
+        except (ValueError, RecursionError):
+            return msgspec.UNSET
+        return found.id
 
     # --- control messages (docs/protocol.md, section 4) ---
 
-    def _ping(self, header: Header, _text: str, _now: float) -> None:
-        self._out.append(_ENCODER.encode(Pong(header.id)))
+    def _control(self, header: Header, frame: Frame, principal: Principal, now: float) -> Control:
+        permissions = self._setting.policy.permissions
+        if header.type in ADMIN_TYPES and not permissions.may_administer(principal):
+            raise PermissionDenied(f"{principal.name} may not use admin.*: it takes the scope 'admin'")
+        fields = decoded(self._decoders.controls.get(header.type, self._decoders.anything), frame, self._encoding)
+        if isinstance(fields, Subscribe):
+            self._check_subscription(header, fields, principal)
+        elif isinstance(fields, Publish):
+            if not permissions.may_publish(principal, fields.topic):
+                raise PermissionDenied(f"{principal.name} may not publish to {fields.topic!r}", param="$.topic")
+            self._setting.policy.throttle(principal, header.type, now)
+        elif isinstance(fields, Unsubscribe) and fields.topic not in self.subscriptions:
+            text = f"this connection has no subscription to {fields.topic!r}"
+            raise ProtocolError(text, code=ErrorCode.TOPIC_NOT_FOUND, param="$.topic")
+        self._admit(header)
+        slot, key = self._open(header, now), header.idempotency_key if isinstance(fields, Publish) else None
+        return Control(slot.key, header.type, fields, self._timeout(header), key)
 
-    def _hello(self, header: Header, text: str, _now: float) -> None:
-        hello = _decode_control(_HELLO, text)
-        if hello.protocol != PROTOCOL_VERSION:
-            raise ProtocolError(
-                f"this server speaks protocol {PROTOCOL_VERSION}, not {hello.protocol}",
-                code=ErrorCode.UNSUPPORTED_VERSION,
-                param="$.protocol",
+    def _check_subscription(self, header: Header, wanted: Subscribe, principal: Principal) -> None:
+        if header.id is msgspec.UNSET:
+            raise ProtocolError("'subscribe' needs an 'id': a plain client gets nothing but answers", param="$.id")
+        if not self._setting.policy.permissions.may_subscribe(principal, wanted.topic):
+            raise PermissionDenied(f"{principal.name} may not subscribe to {wanted.topic!r}", param="$.topic")
+        if len(self.subscriptions) >= self._limits.max_subscriptions and wanted.topic not in self.subscriptions:
+            raise LimitReached(
+                f"this connection has {len(self.subscriptions)} subscriptions, its limit",
+                code=ErrorCode.RESOURCE_EXHAUSTED,
+                limit="max_subscriptions",
+                param="$.topic",
             )
-        limits = {"max_message_bytes": self._limits.max_message_bytes, "max_inflight": self._limits.max_inflight}
-        welcome = Welcome(self._connection_id, self.principal, self._server, limits, 5000, header.id)
-        self._out.append(_ENCODER.encode(welcome))
 
-    def _cancel(self, header: Header, text: str, now: float) -> CancelRequest | None:
-        wanted = _decode_control(_CANCEL, text).request_id
+    def _ping(self, header: Header, _frame: Frame, _now: float) -> None:
+        self._out.append(self._encode(Pong(header.id)))
+
+    def _hello(self, header: Header, frame: Frame, now: float) -> Authenticated | None:
+        hello: Hello = decoded(self._decoders.hello, frame, self._encoding)
+        if hello.protocol != PROTOCOL_VERSION:
+            text = f"this server speaks protocol {PROTOCOL_VERSION}, not {hello.protocol}"
+            raise ProtocolError(text, code=ErrorCode.UNSUPPORTED_VERSION, param="$.protocol")
+        done = None if hello.token is None else self._authenticate(hello.token, now)
+        principal = self._who(now) if done is None else done.principal
+        self.introduced = True
+        told = ("max_message_bytes", "max_nesting", "max_inflight", "max_subscriptions", "max_timeout_ms")
+        welcome = Welcome(
+            connection_id=self._connection_id,
+            principal=principal.name,
+            server=self._setting.server,
+            limits={name: getattr(self._limits, name) for name in told},
+            reconnect_jitter_ms=RECONNECT_JITTER_MS,
+            id=header.id,
+        )
+        self._out.append(self._encode(welcome))
+        return done
+
+    def _auth(self, header: Header, frame: Frame, now: float) -> Authenticated:
+        self._check_id(header)
+        done = self._authenticate(decoded(self._decoders.auth, frame, self._encoding).token, now)
+        left = self._expires_at - now
+        data = {"principal": done.principal.name, "expires_in_ms": None if left == math.inf else round(left * 1000)}
+        self._answer_at_once(header.id, data, None, now)
+        return done
+
+    def _authenticate(self, token: str, now: float) -> Authenticated:
+        policy = self._setting.policy
+        before = self.principal
+        try:
+            principal = policy.authority.authenticate(token)
+        except ProtocolError as error:
+            if before is None:
+                self.close(close_code(error.error_code), str(error.error_code))
+            raise
+        if before is not None and before != ANONYMOUS and before.name != principal.name:
+            raise PermissionDenied(f"this connection is {before.name}'s; {principal.name} opens one of its own")
+        self.principal = principal
+        self._expires_at = now + policy.lifetime(principal)
+        lost = tuple(each for each in self.subscriptions if not policy.permissions.may_subscribe(principal, each))
+        self.subscriptions.difference_update(lost)
+        return Authenticated(principal, lost)
+
+    def _cancel(self, header: Header, frame: Frame, now: float) -> CancelRequest | None:
+        wanted = decoded(self._decoders.cancel, frame, self._encoding).request_id
         found = None if wanted is None else self._by_id.get(wanted)
         if header.id is not msgspec.UNSET:
             self._check_id(header)
-            self._answer(Slot(0, header.id, header, now), {"cancelled": found is not None}, None, now)
+            self._answer_at_once(header.id, {"cancelled": found is not None}, None, now)
         return None if found is None else CancelRequest(found.key)
 
-    def _describe(self, header: Header, _text: str, now: float) -> DescribeRequest:
-        self._admit(header)
-        return DescribeRequest(self._open(header, now).key, self._timeout(header))
+    # --- from the server ---
 
-    # --- from the agents ---
+    def push(self, frame: bytes) -> None:
+        """Send an event that was encoded before, for all who hear it."""
+        self._out.append(frame)
 
-    def started(self, key: int, source: str) -> None:
-        """An agent began to work on the request."""
-        slot = self._slots.get(key)
-        if slot is not None and slot.stream and not slot.started:
-            slot.started = True
-            self._add(slot, Started(slot.id, slot.seq + 1, source))  # type: ignore[arg-type]
+    def goaway(self, reason: str, close_in: float, jitter_ms: int) -> None:
+        """Say that the connection will be closed in ``close_in`` seconds, to a client that knows the word."""
+        self.draining = True
+        if self.introduced:
+            self._out.append(self._encode(Goaway(reason, Delay(0, jitter_ms), round(close_in * 1000))))
 
-    def chunk(self, key: int, data: Any, *, room: bool = True) -> None:
-        """A part of the answer; counted instead of sent when there is no ``room``. Late ones are ignored."""
-        slot = self._slots.get(key)
-        if slot is None or not slot.stream:
-            return
-        if not room:
-            slot.dropped += 1
-            return
-        if not self._add(slot, Chunk(slot.id, slot.seq + 1, data)):  # type: ignore[arg-type]
-            slot.dropped += 1
+    def close(self, code: int, reason: str) -> None:
+        """Have the connection closed, when what was said before is sent."""
+        if self.close_code is None:
+            self.close_code, self.close_reason = code, reason
 
-    def drop(self, key: int, count: int) -> None:
-        """Count chunks that were dropped before they came here."""
-        slot = self._slots.get(key)
-        if slot is not None and slot.stream:
-            slot.dropped += count
-
-    def progress(self, key: int, fraction: float, message: str, *, room: bool = True) -> None:
-        """How far the request is. Never falls, never leaves 0 to 1; left out when there is no ``room``."""
-        slot = self._slots.get(key)
-        if slot is None or not slot.stream or not room:
-            return
-        try:
-            number, words = float(fraction), str(message)
-        except Exception:  # noqa: BLE001 - an agent may report anything, with code of its own that fails
-            return
-        # A NaN compares false with everything, and would stay for ever.
-        number = number if math.isfinite(number) else 0.0
-        slot.progress = max(slot.progress, min(number, 1.0))
-        self._add(slot, Progress(slot.id, slot.seq + 1, slot.progress, words))  # type: ignore[arg-type]
-
-    def finish(self, key: int, value: Any, error: GramiError | None, now: float) -> Slot | None:
-        """End a request with its one terminal frame; ``None`` if it was ended before."""
-        slot = self._slots.pop(key, None)
-        if slot is None:
-            return None
-        if slot.id is not msgspec.UNSET:
-            del self._by_id[slot.id]
-        self._answer(slot, value, error, now)
-        return slot
-
-    def _answer(self, slot: Slot, value: Any, error: GramiError | None, now: float) -> None:
-        try:
-            frame = _terminal(slot, value, error, now)
-        except Exception as flaw:  # noqa: BLE001 - an answer may bring code of its own that fails while it is encoded
-            unfit = f"the answer, a {type(value).__name__}, cannot be sent as JSON: {type(flaw).__name__}: {flaw}"
-            told = error or GramiError(unfit, code=ErrorCode.AGENT_EXECUTION_FAILED)
-            frame = _terminal(slot, None, _sendable(told), now)
-        if slot.id is not msgspec.UNSET:
-            self._out.append(frame)
-            return
-        slot.answer = frame
-        self.held_bytes += len(frame)
-        while self._plain and (answer := self._plain[0].answer) is not None:
-            self._plain.popleft()
-            self.held_bytes -= len(answer)
-            self._out.append(answer)
-
-    def _add(self, slot: Slot, frame: Any) -> bool:
-        """Send a frame before the terminal; ``False``, and no gap in ``seq``, if it cannot be sent as JSON."""
-        try:
-            self._out.append(_ENCODER.encode(frame))
-        except Exception:  # noqa: BLE001 - an agent may emit anything, with code of its own that fails
-            return False
-        slot.seq += 1
-        return True
-
-    # --- to the client ---
-
-    def data_to_send(self) -> list[bytes]:
-        """The frames to send now, in order; they are handed over once."""
-        out, self._out = self._out, []
-        return out
-
-    @property
-    def inflight(self) -> tuple[int, ...]:
-        """The keys of the requests that have no terminal frame yet."""
-        return tuple(self._slots)
-
-
-def _sendable(error: GramiError) -> GramiError:
-    """The same error in words that are surely text: a lone surrogate, say, has no UTF-8."""
-    words = error.message.encode("utf-8", "replace").decode()
-    return GramiError(words, code=error.error_code, retry_after_ms=error.retry_after_ms)
-
-
-def _code(error: GramiError) -> str:
-    """The code that is sent; one that a handler made up is not in the protocol's list."""
-    return error.error_code if error.error_code in _CODES else ErrorCode.AGENT_EXECUTION_FAILED
-
-
-def _terminal(slot: Slot, value: Any, error: GramiError | None, now: float) -> bytes:
-    if slot.id is msgspec.UNSET:
-        if error is None:
-            return _ENCODER.encode(PlainSuccess(value))
-        return _ENCODER.encode(PlainError(_code(error), error.message))
-    duration = max(0, round((now - slot.begun_at) * 1000))
-    if error is None:
-        return _ENCODER.encode(Response(slot.id, slot.seq + 1, "success", value, duration, slot.dropped))
-    return _ENCODER.encode(
-        ErrorResponse(
-            id=slot.id,
-            seq=slot.seq + 1,
-            status="error",
-            error_code=_code(error),
-            message=error.message,
-            retryable=_code(error) in RETRYABLE,
-            duration_ms=duration,
-            retry_after_ms=msgspec.UNSET if error.retry_after_ms is None else error.retry_after_ms,
-            param=msgspec.UNSET if error.param is None else error.param,
+    def overdue(self, now: float) -> bool:
+        """Whether :meth:`tick` would do something; quick, for whoever looks after many connections."""
+        return (
+            (self.principal is None and now - self._opened_at >= self._limits.auth_timeout)
+            or now - self._expires_at >= self._limits.token_grace
+            or (0 < self._limits.idle_timeout <= now - self._active_at and not (self._slots or self.subscriptions))
         )
-    )
+
+    def tick(self, now: float) -> None:
+        """Close a connection that did not authenticate in time, whose token expired, or that is idle."""
+        if self.principal is None and now - self._opened_at >= self._limits.auth_timeout:
+            self.close(CLOSE_AUTH_TIMEOUT, "nobody authenticated in time")
+        elif now - self._expires_at >= self._limits.token_grace:
+            self.close(CLOSE_TOKEN_EXPIRED, "the token expired")
+        elif 0 < self._limits.idle_timeout <= now - self._active_at and not (self._slots or self.subscriptions):
+            self.close(CLOSE_IDLE, "nothing was sent for a long time")
+
+    _OWN: ClassVar[dict[str, Callable[[ServerProtocol, Header, Frame, float], Action | None]]] = {
+        "ping": _ping,
+        "hello": _hello,
+        "auth": _auth,
+        "cancel": _cancel,
+    }
 
 
-def _recover_id(text: str) -> RequestId | msgspec.UnsetType:
-    """The id of a message that is otherwise wrong, so that its error reaches whoever waits for it."""
+_NO_TRACE = Trace()
+
+
+def _trace(meta: Meta, decode: Callable[[Any], Any]) -> Trace:
+    """The W3C trace context of a request; what is no trace context is ignored."""
+    found = _TRACEPARENT.fullmatch(_text(meta.traceparent, decode))
+    if found is None:
+        return _NO_TRACE
+    trace_id, parent, flags = found.groups()
+    return Trace(trace_id, parent, bool(int(flags, 16) & 1), _text(meta.tracestate, decode)[:LONGEST_STATE])
+
+
+def _text(raw: msgspec.Raw, decode: Callable[[Any], Any]) -> str:
     try:
-        return _ONLY_ID.decode(text).id
+        return str(decode(raw)) if raw else ""
     except (ValueError, RecursionError):
-        return msgspec.UNSET
-
-
-def _decode_control(decoder: msgspec.json.Decoder[Any], text: str) -> Any:
-    try:
-        return decoder.decode(text)
-    except msgspec.ValidationError as error:
-        message, param = explain(error)
-        raise ProtocolError(message, code=ErrorCode.VALIDATION_FAILED, param=param) from None
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise ProtocolError(_flaw(error), code=ErrorCode.INVALID_JSON) from None
-
-
-def _trace_id(meta: Meta | None) -> str:
-    """The trace id of a W3C ``traceparent`` (https://www.w3.org/TR/trace-context/#traceparent-header)."""
-    if meta is None or not meta.traceparent:
         return ""
-    try:
-        found = _TRACEPARENT.fullmatch(msgspec.json.decode(meta.traceparent, type=str))
-    except (msgspec.MsgspecError, RecursionError):
-        return ""
-    return found.group(1) if found else ""
+
+
+def _size(frame: Frame) -> int:
+    """Bytes on the wire. A lone surrogate is no text, and is told so by the decoder."""
+    return len(frame if isinstance(frame, bytes) or frame.isascii() else frame.encode(errors="surrogatepass"))

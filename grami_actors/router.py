@@ -21,6 +21,7 @@ from grami_actors.budget import Budget, Meter
 from grami_actors.cell import Cell
 from grami_actors.errors import AgentUnavailable, DestinationNotFound, GramiError, NameTaken
 from grami_actors.future import Future, handled
+from grami_actors.guard import Guard
 from grami_actors.messages import Envelope, ReplyTo
 from grami_actors.pools import Pool, PoolStrategy
 from grami_actors.topics import Topics
@@ -192,6 +193,10 @@ class RoutingTable:
             pool.remove(cell)
         self.topics.remove(cell)
 
+    def name_of(self, to: str, message: Any) -> str:
+        """The name that a message is addressed to: ``to``, or where its type is routed; empty for nowhere."""
+        return to or self.types.get(type(message), "")
+
     def find(self, to: str, message: Any) -> Cell | Fanout:
         """Who gets a message: by name, or by its type when ``to`` is empty.
 
@@ -199,7 +204,7 @@ class RoutingTable:
             DestinationNotFound: nothing has this name, or nothing handles this type.
             AgentUnavailable: the pool of this name has nobody left.
         """
-        name = to or self.types.get(type(message), "")
+        name = self.name_of(to, message)
         pool = self.pools.get(name)
         if pool is not None:
             return Fanout(pool) if pool.strategy == "broadcast" else pool.pick(message)
@@ -213,15 +218,21 @@ class RoutingTable:
 
 
 class Router(Actor):
-    """Forwards what clients send. Its replies go straight from the agent to the connection, not through here."""
+    """Forwards what clients send. Its replies go straight from the agent to the connection, not through here.
+
+    Args:
+        table: who gets a message.
+        guard: who may send one; without it, everybody.
+    """
 
     # Bounded by what the connections may have in flight, so the router itself never refuses.
     mailbox = 1_000_000
     listed = False
 
-    def __init__(self, table: RoutingTable) -> None:
+    def __init__(self, table: RoutingTable, guard: Guard | None = None) -> None:
         super().__init__()
         self._table = table
+        self._guard = guard
 
     def on_receive(self, message: Any) -> None:
         """Hand the envelope of a :class:`Forward` on, or answer it with what is wrong."""
@@ -229,6 +240,9 @@ class Router(Actor):
             raise GramiError(f"the router forwards, and a {type(message).__name__} is nothing to forward")
         envelope = message.envelope
         try:
+            if self._guard is not None:  # first: what a client may not name is no more there than what is not there
+                name = self._table.name_of(message.to, envelope.message)
+                self._guard.check_request(envelope.scope, envelope.message, message.to, name)
             if message.to and message.to not in self._table.public:
                 # The router itself, other clients' connections and children are nobody's business.
                 raise DestinationNotFound(f"no agent or tool is named {message.to!r}")

@@ -11,12 +11,12 @@ from typing import Any
 import msgspec
 
 from grami_actors.agent import MODEL, Agent
+from grami_actors.catalog import Catalog
 from grami_actors.cell import CONNECTION
 from grami_actors.errors import ConfigError, StartFailed
 from grami_actors.frames import PROTOCOL_VERSION
 from grami_actors.messages import Message, ToolCall
 from grami_actors.model import Model
-from grami_actors.protocol import Catalog
 from grami_actors.restarts import RestartPolicy
 from grami_actors.spec import Spec
 from grami_actors.system import ActorSystem
@@ -91,7 +91,7 @@ class Swarm:
         kinds: list[type[Message]] = [kind for source in self.agents for kind in _kind(source).handlers]
         kinds += [ToolCall] * bool(self.tools)
         for kind in kinds:
-            name = str(kind.__struct_config__.tag)
+            name = _type_of(kind)
             if found.setdefault(name, kind) is not kind:
                 raise ConfigError(f"two message classes have the type {name!r}: {found[name]} and {kind}")
         return found
@@ -100,30 +100,40 @@ class Swarm:
         """What a gateway needs to know."""
         return Catalog(self.types(), self.describe)
 
-    def describe(self) -> dict[str, Any]:
-        """Types, agents and tools with their JSON Schemas. Imports lazy tools."""
+    def describe(self, allowed: Callable[[str, str], bool] | None = None) -> dict[str, Any]:
+        """Types, agents and tools with their JSON Schemas. Imports lazy tools.
+
+        Args:
+            allowed: whether whoever asks may send a message type to a destination; what it may not use is left
+                out, and a type is told with the first agent that it may be sent to. Everything, if not given.
+        """
+        may = allowed or (lambda _type, _to: True)
+        handled = {
+            kind.agent_name: [each for each in kind.handlers if may(_type_of(each), kind.agent_name)]
+            for kind in map(_kind, self.agents)
+        }
+        tools = [each for each in self.tools if may(_type_of(ToolCall), f"tool:{each.name}")]
+        handlers = {kind: name for name, kinds in reversed(handled.items()) for kind in kinds}
+        handlers |= {ToolCall: "tool:NAME"} if tools else {}
         return {
             "protocol": PROTOCOL_VERSION,
             "types": [
-                TypeDescription(name, self._handler_of(kind), msgspec.json.schema(kind))
+                TypeDescription(name, handlers[kind], msgspec.json.schema(kind))
                 for name, kind in self.types().items()
+                if kind in handlers
             ],
             "agents": [
                 AgentDescription(
                     name=kind.agent_name,
                     description=inspect.cleandoc(kind.__doc__ or ""),
                     instances=kind.instances,
-                    handles=tuple(str(each.__struct_config__.tag) for each in kind.handlers),
+                    handles=tuple(map(_type_of, handled[kind.agent_name])),
                 )
                 for kind in map(_kind, self.agents)
+                if allowed is None or handled[kind.agent_name]
             ],
-            "tools": [each.describe() for each in self.tools],
+            "tools": [each.describe() for each in tools],
         }
-
-    def _handler_of(self, kind: type[Message]) -> str:
-        if kind is ToolCall:
-            return "tool:NAME"
-        return next(str(each.agent_name) for each in map(_kind, self.agents) if kind in each.handlers)
 
     async def start(self, system: ActorSystem) -> None:
         """Start the tools, the model and the agents, in this order, in a system.
@@ -177,6 +187,10 @@ class Swarm:
 
 def _kind(source: AgentSource) -> Any:
     return source.func if isinstance(source, partial) else source
+
+
+def _type_of(kind: type[Message]) -> str:
+    return str(kind.__struct_config__.tag)
 
 
 def _check_name(name: str) -> None:

@@ -32,12 +32,15 @@ from grami_actors.errors import (
 )
 from grami_actors.future import Future, current
 from grami_actors.gates import Gates, RateGate
+from grami_actors.guard import ROUTER, Guard
 from grami_actors.lanes.loop import LoopLane
 from grami_actors.lanes.process import ProcessLane, Workers
 from grami_actors.lanes.thread import THREADS, ThreadLane
 from grami_actors.lifecycle import Lifecycle
 from grami_actors.mailbox import Closed, Statistics
 from grami_actors.messages import Envelope, Last, Scope, Terminated, snake_case
+from grami_actors.permissions import Permissions
+from grami_actors.profiling import Profile
 from grami_actors.ref import ActorDead, Ref
 from grami_actors.router import Fanout, Router, RoutingTable
 from grami_actors.spec import LaneName, Spec
@@ -81,6 +84,8 @@ class ActorSystem:
         slow_turn: seconds that a handler may keep the loop's thread before a SlowTurn is published; ``None`` for no
             watching, and no thread that watches.
         workers: bounds of the process lane, and what of the environment its processes see.
+        permissions: the rules that clients and actors are held to. What the program itself does, outside of any
+            actor, is not asked for; and a ref is a permission of its own: whoever has one may send to it.
     """
 
     def __init__(
@@ -91,6 +96,7 @@ class ActorSystem:
         threads: int = THREADS,
         slow_turn: float | None = SLOW_TURN,
         workers: Workers = Workers(),  # noqa: B008 - frozen
+        permissions: Permissions | None = None,
     ) -> None:
         self.bus = Bus()
         self.table = RoutingTable()
@@ -104,6 +110,7 @@ class ActorSystem:
         self._observers: dict[Cell, dict[type[Event], Callable[[], None]]] = {}
         self._slow_turn = slow_turn
         self._workers = workers
+        self._guard = Guard(permissions) if permissions is not None and permissions.rules else None
         self.id = f"{self._rng.getrandbits(64):016x}"
 
     async def __aenter__(self) -> Self:
@@ -122,13 +129,12 @@ class ActorSystem:
             "process": self._processes,
         }
         self._lifecycle = Lifecycle(self, self._rng.random)
-        self._watchdog = (
-            None if self._slow_turn is None else Watchdog(self.loop, self.bus, self._slow_turn, LoopLane.turn.__code__)
-        )
+        turns = LoopLane.turn.__code__, Profile.handle.__code__
+        self._watchdog = None if self._slow_turn is None else Watchdog(self.loop, self.bus, self._slow_turn, *turns)
         registry.install()
         # A variable that was never set is looked for anew each time; one that is None is remembered by the interpreter.
         current.set(current.get())
-        self.router = await self.spawn(Router, self.table, name="router")
+        self.router = await self.spawn(Router, self.table, self._guard, name=ROUTER)
         return self
 
     async def __aexit__(
@@ -297,7 +303,10 @@ class ActorSystem:
 
     def _find(self, to: str | Ref[Any], message: Any) -> Any:
         """Who gets a message to a ref or a name."""
-        return self.resolve(to, message) if isinstance(to, str) else to._cell
+        if not isinstance(to, str):
+            return to._cell
+        here = current.get()
+        return self.resolve(to, message, None if here is None else here.receiver)
 
     def _named(self, to: str | Ref[Any]) -> tuple[Cell, ...]:
         """The cells that a ref or name means: all of a pool."""
@@ -330,8 +339,19 @@ class ActorSystem:
 
     # --- the runtime that actors see ---
 
-    def resolve(self, to: str, message: Any) -> Cell | Fanout:
-        """Who is behind a name. Raises DestinationNotFound or AgentUnavailable."""
+    def resolve(self, to: str, message: Any, by: Cell | None = None) -> Cell | Fanout:
+        """Who is behind a name.
+
+        Args:
+            to: the name.
+            message: what is to be sent there.
+            by: the actor that sends it, which is held to the rules; ``None`` for the program itself.
+
+        Raises:
+            PermissionDenied, DestinationNotFound, AgentUnavailable: nobody is to get it.
+        """
+        if self._guard is not None and by is not None:
+            self._guard.check_send(by, message, self.table.name_of(to, message))
         return self.table.find(to, message)
 
     def failed(self, cell: Cell, error: BaseException) -> None:
@@ -419,12 +439,16 @@ class ActorSystem:
         for watched in self._watched.pop(cell, ()):
             watched.unwatch(cell)
 
-    def subscribers(self, topic: str) -> tuple[Cell, ...]:
-        """Who gets what is published to a topic. Raises ValueError if it is none."""
+    def subscribers(self, topic: str, by: Cell | None = None) -> tuple[Cell, ...]:
+        """Who gets what is published to a topic, ``by`` an actor. Raises ValueError if it is none, PermissionDenied."""
+        if self._guard is not None and by is not None:
+            self._guard.check_publish(by, topic)
         return self.table.topics.match(topic)
 
-    def subscribe(self, pattern: str, cell: Cell) -> None:
-        """Add a subscriber. Raises ValueError."""
+    def subscribe(self, pattern: str, cell: Cell, by: Cell | None = None) -> None:
+        """Add a subscriber, which ``by`` an actor may be refused. Raises ValueError or PermissionDenied."""
+        if self._guard is not None and by is not None:
+            self._guard.check_subscribe(by, pattern)
         self.table.topics.subscribe(pattern, cell)
 
     def unsubscribe(self, pattern: str, cell: Cell) -> bool:

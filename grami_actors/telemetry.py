@@ -1,4 +1,4 @@
-"""Everything that happens, as events; logs and metrics are subscribers. Floor 2.
+"""Everything that happens, as events; logs, metrics and traces are subscribers. Floor 2.
 
 An event is a frozen Struct listed in this file. A :class:`Bus` belongs to one system. Whoever emits asks
 ``Kind in bus`` first, so an event that nobody wants is never built::
@@ -6,14 +6,14 @@ An event is a frozen Struct listed in this file. A :class:`Bus` belongs to one s
     if MessageHandled in bus:
         bus.publish(MessageHandled(...))
 
-The library logs nothing by itself: :func:`log_to` attaches the log lines, :class:`Metrics` the numbers.
+The library logs nothing by itself: :func:`grami_actors.logs.log_to` attaches the log lines,
+:class:`grami_actors.metrics.Metrics` the numbers, :func:`grami_actors.tracing.trace_to` the spans.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import msgspec
 from loguru import logger
@@ -80,7 +80,20 @@ class MessageSent(Event, frozen=True):
 
 
 class MessageHandled(Event, frozen=True):
-    """A handler finished. ``outcome`` is ``"ok"`` or an error code."""
+    """A handler finished.
+
+    Attributes:
+        actor: whose it is.
+        sender: who sent the message; empty from outside.
+        message: the message.
+        queue_wait: seconds in the mailbox.
+        duration: seconds in the handler, with all that it waited for.
+        outcome: ``"ok"`` or an error code.
+        result: what was answered.
+        scope: that of the message; ``None`` outside any request.
+        span: 16 hex digits that name this handling in traces, if somebody needed them by now.
+        cause: the same of the handling that sent the message, if that belongs to a request.
+    """
 
     actor: str
     sender: str
@@ -89,6 +102,9 @@ class MessageHandled(Event, frozen=True):
     duration: float
     outcome: str
     result: Any = None
+    scope: Any = None
+    span: str = ""
+    cause: str = ""
 
 
 class ToolCalled(Event, frozen=True):
@@ -164,12 +180,50 @@ class ConnectionClosed(Event, frozen=True):
 
 
 class RequestFinished(Event, frozen=True):
-    """A client's request got its one answer. ``outcome`` is ``"ok"`` or an error code."""
+    """A client's request got its one answer, or its client went away (``CANCELLED``).
+
+    Attributes:
+        connection: the client's.
+        principal: its name.
+        message_type: the type on the wire.
+        to: the actor that handled it; empty if none did.
+        outcome: ``"ok"`` or an error code.
+        duration: seconds from the frame to the answer.
+        queue_wait: seconds of it in that actor's mailbox.
+        handling: seconds of it in that actor's handler, with all that it waited for.
+        scope: its scope, which knows its trace.
+    """
 
     connection: str
     message_type: str
     outcome: str
     duration: float
+    principal: str = ""
+    to: str = ""
+    queue_wait: float = 0.0
+    handling: float = 0.0
+    scope: Any = None
+
+
+class LimitHit(Event, frozen=True):
+    """Somebody was refused because of a limit. ``limit`` is the name of the setting, ``who`` a principal or address."""
+
+    limit: str
+    who: str
+
+
+class Published(Event, frozen=True):
+    """A message was published to a topic."""
+
+    topic: str
+    sender: str
+    message: Any
+
+
+class LoopLagged(Event, frozen=True):
+    """How many seconds late the event loop came to something that was due; told several times a second."""
+
+    seconds: float
 
 
 class InternalError(Event, frozen=True):
@@ -185,7 +239,43 @@ class Listening(Event, frozen=True):
     url: str
 
 
+class Reloaded(Event, frozen=True):
+    """Files were read again, and what they hold is in use."""
+
+    what: str
+
+
+class Doubted(Event, frozen=True):
+    """The server runs with something that its operator should look at."""
+
+    text: str
+
+
+def family(actor: str) -> str:
+    """The name that an actor shares with its pool and its children: ``writer`` for ``writer-2/child-17``.
+
+    There are as many as a program has kinds of actors, so that metrics and spans can be named after them. A number
+    behind a dash at the end of a name is always taken for that of an instance.
+    """
+    root = actor.partition("/")[0]
+    pool = root.rstrip("0123456789")
+    return pool[:-1] if pool != root and len(pool) > 1 and pool[-1] == "-" else root
+
+
 Listener = Callable[[Any], None]
+
+
+class Clock(Protocol):
+    """Measures handlers while a profile runs (:class:`grami_actors.profiling.Profile`); from any thread."""
+
+    def sent(self, cell: Any, envelope: Any) -> None:
+        """An envelope is about to be put into the mailbox of a cell."""
+
+    def handle(self, cell: Any, envelope: Any) -> Any:
+        """Do the part of :meth:`grami_actors.cell.Cell.handle` that runs the handler."""
+
+    def handled(self, cell: Any, envelope: Any) -> None:
+        """The handler of a message ended, here or in a worker process."""
 
 
 class Bus(dict[type[Event], tuple[Listener, ...]]):
@@ -195,9 +285,11 @@ class Bus(dict[type[Event], tuple[Listener, ...]]):
 
     Attributes:
         timed: whether anybody listens to what happens for every message. Only then are messages looked at and timed.
+        clocked: what measures handlers, while a profile runs.
     """
 
     timed = False
+    clocked: Clock | None = None
 
     def subscribe(self, listener: Listener, *kinds: type[Event]) -> Callable[[], None]:
         """Call ``listener(event)`` for every event of these kinds (all, if none is named).
@@ -225,7 +317,12 @@ class Bus(dict[type[Event], tuple[Listener, ...]]):
         return unsubscribe
 
     def _changed(self) -> None:
-        self.timed = MessageSent in self or MessageHandled in self
+        self.timed = MessageSent in self or MessageHandled in self or self.clocked is not None
+
+    def clock(self, clock: Clock | None) -> None:
+        """Have handlers measured from now on; ``None`` for no longer."""
+        self.clocked = clock
+        self._changed()
 
     def publish(self, event: Event) -> None:
         """Hand an event to its subscribers; one that raises is reported and hurts nobody else."""
@@ -234,148 +331,3 @@ class Bus(dict[type[Event], tuple[Listener, ...]]):
                 listener(event)
             except Exception:  # noqa: BLE001 - a subscriber must not break what it watches
                 logger.opt(exception=True).error("a telemetry subscriber failed on {}", type(event).__name__)
-
-
-# --- logging -----------------------------------------------------------------------------------------------
-
-
-def _dead(event: DeadLetter) -> str:
-    kind = type(event.message).__name__
-    return f"dead letter: {kind} from {event.sender or 'outside'} to {event.to}: {event.reason}"
-
-
-_LINES: dict[type[Event], tuple[str, Callable[[Any], str]]] = {
-    Listening: ("INFO", lambda e: f"listening on {e.url}"),
-    ConnectionOpened: ("INFO", lambda e: f"connection {e.connection} opened from {e.peer}"),
-    ConnectionAuthenticated: ("INFO", lambda e: f"connection {e.connection} authenticated as {e.principal}"),
-    ConnectionRefused: ("WARNING", lambda e: f"handshake from {e.peer} refused: {e.reason}"),
-    ConnectionClosed: (
-        "INFO",
-        lambda e: (
-            f"connection {e.connection} closed with {e.code}{f' ({e.reason})' if e.reason else ''} after "
-            f"{e.duration:.1f} s: {e.received} received, {e.sent} sent"
-        ),
-    ),
-    ActorStarted: ("DEBUG", lambda e: f"{e.actor} started on the {e.lane} lane"),
-    ActorFailed: ("ERROR", lambda e: f"{e.actor} failed: {e.error}\n{e.details}".rstrip()),
-    ActorRestarted: ("WARNING", lambda e: f"{e.actor} restarted after {e.delay * 1000:.0f} ms (restart {e.restarts})"),
-    ActorGaveUp: ("ERROR", lambda e: f"{e.actor} failed {e.failures} times in a row and is not restarted again"),
-    ActorPaused: ("ERROR", lambda e: f"{e.actor} failed too often and rests for {e.seconds:.0f} s"),
-    ActorStopped: (
-        "DEBUG",
-        lambda e: f"{e.actor} stopped{'; what it was doing could not be ended' * e.leaked}",
-    ),
-    DeadLetter: ("WARNING", lambda e: f"{_dead(e)}\n{e.details}".rstrip()),
-    ActorSuspended: ("INFO", lambda e: f"{e.actor} is suspended"),
-    ActorResumed: ("INFO", lambda e: f"{e.actor} goes on"),
-    SlowTurn: (
-        "WARNING",
-        lambda e: f"{e.actor} has kept the event loop waiting for {e.seconds * 1000:.0f} ms, at {e.where}",
-    ),
-    ToolCalled: (
-        "DEBUG",
-        lambda e: f"tool {e.tool} for {e.caller}: {e.outcome} in {e.duration * 1000:.1f} ms",
-    ),
-    InternalError: ("ERROR", lambda e: f"internal error {e.error_ref}\n{e.details}"),
-}
-
-
-def log_to(bus: Bus) -> Callable[[], None]:
-    """Write a log line (loguru) for every event worth one; returns a function that ends it."""
-
-    def write(event: Event) -> None:
-        level, line = _LINES[type(event)]
-        logger.opt(depth=2).bind(event=type(event).__name__).log(level, "{}", line(event))
-
-    return bus.subscribe(write, *_LINES)
-
-
-def configure_logging(level: str = "INFO", *, as_json: bool = False) -> None:
-    """Send the log to standard error, as text or as one JSON object a line. For programs, not libraries."""
-    logger.remove()
-    logger.enable("grami_actors")
-    text = "<dim>{time:HH:mm:ss.SSS}</dim> <level>{level: <7}</level> {message}"
-    # diagnose prints the values of variables into tracebacks: secrets would reach the log.
-    if as_json:
-        logger.add(sys.stderr, level=level, serialize=True, diagnose=False, backtrace=False)
-    else:
-        logger.add(sys.stderr, level=level, format=text, diagnose=False, backtrace=False)
-
-
-# --- metrics -----------------------------------------------------------------------------------------------
-
-_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-
-
-class Metrics:
-    """Counts events for Prometheus, in a registry of its own; ``text`` is the exposition format.
-
-    Args:
-        bus: where the events come from.
-        depths: gives the number of messages in the mailbox of every actor by name, asked for at each scrape.
-    """
-
-    def __init__(self, bus: Bus, depths: Callable[[], Iterable[tuple[str, int]]]) -> None:
-        # Imported here because it takes longer to import than the whole core, and only servers need it.
-        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram  # noqa: PLC0415
-
-        self._registry = registry = CollectorRegistry()
-        self._finished: dict[tuple[str, str], tuple[Any, Any]] = {}
-        self._depths = depths
-        self._connections = Gauge("grami_connections", "Open connections", registry=registry)
-        self._connected = Counter("grami_connections_opened", "Connections opened", registry=registry)
-        self._refused = Counter("grami_connections_refused", "Handshakes refused", registry=registry)
-        self._requests = Counter("grami_requests", "Requests answered", ["type", "outcome"], registry=registry)
-        self._latency = Histogram(
-            "grami_request_seconds", "Time from request to answer", ["type"], registry=registry, buckets=_BUCKETS
-        )
-        self._calls = Counter("grami_tool_calls", "Tool calls", ["tool", "outcome"], registry=registry)
-        self._tool_time = Histogram(
-            "grami_tool_seconds", "Time in the tool's function", ["tool"], registry=registry, buckets=_BUCKETS
-        )
-        self._tool_wait = Histogram(
-            "grami_tool_queue_wait_seconds", "Time a call waited", ["tool"], registry=registry, buckets=_BUCKETS
-        )
-        self._failures = Counter("grami_actor_failures", "Failures of actors", ["actor"], registry=registry)
-        self._restarts = Counter("grami_actor_restarts", "Restarts of actors", ["actor"], registry=registry)
-        self._letters = Counter("grami_dead_letters", "Messages that were not handled", ["reason"], registry=registry)
-        self._depth = Gauge("grami_mailbox_depth", "Messages queued now", ["actor"], registry=registry)
-        self._subscribe(bus)
-
-    def _subscribe(self, bus: Bus) -> None:
-        bus.subscribe(self._on_opened, ConnectionOpened)
-        bus.subscribe(lambda _: self._connections.dec(), ConnectionClosed)
-        bus.subscribe(lambda _: self._refused.inc(), ConnectionRefused)
-        bus.subscribe(self._on_request, RequestFinished)
-        bus.subscribe(self._on_tool, ToolCalled)
-        bus.subscribe(lambda e: self._failures.labels(e.actor).inc(), ActorFailed)
-        bus.subscribe(lambda e: self._restarts.labels(e.actor).inc(), ActorRestarted)
-        bus.subscribe(lambda e: self._letters.labels(e.reason).inc(), DeadLetter)
-
-    def _on_opened(self, _: ConnectionOpened) -> None:
-        self._connections.inc()
-        self._connected.inc()
-
-    def _on_request(self, event: RequestFinished) -> None:
-        # The library looks a labelled metric up under a lock, which costs more than to count.
-        key = event.message_type, event.outcome
-        counted = self._finished.get(key)
-        if counted is None:
-            counted = self._requests.labels(*key), self._latency.labels(event.message_type)
-            self._finished[key] = counted
-        counted[0].inc()
-        counted[1].observe(event.duration)
-
-    def _on_tool(self, event: ToolCalled) -> None:
-        self._calls.labels(event.tool, event.outcome).inc()
-        self._tool_time.labels(event.tool).observe(event.duration)
-        self._tool_wait.labels(event.tool).observe(event.queue_wait)
-
-    def text(self) -> bytes:
-        """The metrics in Prometheus's text exposition format, version 0.0.4."""
-        from prometheus_client import generate_latest  # noqa: PLC0415
-
-        self._depth.clear()
-        for name, depth in self._depths():
-            self._depth.labels(name).set(depth)
-        return generate_latest(self._registry)

@@ -20,12 +20,12 @@ from typing import Any, Generic, ParamSpec, TypeVar, get_type_hints, overload
 import msgspec
 
 from grami_actors.actor import Actor, charge
-from grami_actors.errors import ErrorCode, GramiError, ProtocolError, ToolExecutionFailed, ToolTimeout
-from grami_actors.future import current, current_scope, describe
+from grami_actors.catalog import explain
+from grami_actors.errors import ErrorCode, GramiError, ProtocolError, ToolExecutionFailed, ToolTimeout, describe
+from grami_actors.future import current, current_scope
 from grami_actors.gates import RateGate
 from grami_actors.messages import Scope, ToolCall
 from grami_actors.model import Generate, Model, Prompt
-from grami_actors.protocol import explain
 from grami_actors.spec import LaneName
 from grami_actors.telemetry import ToolCalled
 

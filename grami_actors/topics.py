@@ -1,4 +1,4 @@
-"""Who hears what is published? Topics, and patterns of topics. Floor 2.
+"""Who hears what is published? Topics, and patterns of topics. Floor 1.
 
 Rule 1: a topic is words with dots between them: ``news.sport.tennis``. A pattern may say ``*`` for exactly one word,
         and ``>`` at its end for one or more; the rules are those of NATS subjects

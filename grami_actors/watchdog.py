@@ -41,15 +41,15 @@ class Watchdog:
         loop: the running loop; this is its thread.
         bus: where to publish, from the watching thread.
         slow: seconds.
-        turn: the code in which the lane handles messages itself, its cell in the variable ``cell``.
+        turns: other code that calls handlers, its cell in the variable ``cell``: of the lane, and of a profile.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, bus: Bus, slow: float, turn: CodeType) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, bus: Bus, slow: float, *turns: CodeType) -> None:
         self._loop = loop
         self._bus = bus
         self._slow = slow
         # What handles messages, and the variable in which it has the cell.
-        self._handling = {Cell.handle.__code__: "self", Cell.drive.__code__: "self", turn: "cell"}
+        self._handling = {Cell.handle.__code__: "self", Cell.drive.__code__: "self"} | dict.fromkeys(turns, "cell")
         self._watched = threading.get_ident()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="grami-watchdog", daemon=True)

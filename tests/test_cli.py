@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect as websocket_connect
 
 from grami_actors import ConnectionLost, connect
 
 ROOT = Path(__file__).parents[1]
 SMALL = ROOT / "tests" / "scripts" / "small.py"
-COMMANDS = ("serve", "run", "send", "describe")
+COMMANDS = ("serve", "run", "send", "describe", "config", "doctor", "profile", "token", "top", "validate")
 PATIENCE = 30.0
 
 
@@ -187,6 +188,7 @@ def test_the_first_line_of_serve_says_where_and_the_state_file_says_the_same(ser
         "pid": server.process.pid,
     }
     state = json.loads(server.state_file.read_text())
+    assert state.pop("token"), "who may read the file is the operator"
     assert state == {name: server.where[name] for name in ("url", "port", "pid")}
     assert server.state_file.parent.stat().st_mode & 0o077 == 0
 
@@ -196,16 +198,39 @@ def test_a_signal_ends_serve_in_order(number: signal.Signals, tmp_path: Path) ->
     env = {"GRAMI_DRAIN_TIMEOUT": "0.1"}
     with serving(SMALL, cwd=tmp_path, env=env) as served, websocket_connect(served.where["url"], proxy=None) as client:
         client.send('{"type":"sleep","id":1,"stream":true}')
-        assert json.loads(client.recv())["type"] == "response.started"
+        assert [json.loads(client.recv())["type"] for _ in "12"] == ["response.started", "response.progress"]
         code, rest = served.end(number)
-        assert [json.loads(frame) for frame in client][-1]["error_code"] == "SHUTTING_DOWN"
+        assert json.loads(client.recv())["error_code"] == "SHUTTING_DOWN"
+        with pytest.raises(ConnectionClosedError) as closed:
+            client.recv()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1012
     assert code == 128 + number
     assert rest == "", "one line and no more"
     assert not served.state_file.exists()
     assert "listening on" in served.log
-    assert "connection-1 closed with 1001" in served.log
+    assert "connection-1 closed with 1012" in served.log
     assert served.log.rstrip().endswith("stopped")
     assert "Traceback" not in served.log
+
+
+def test_an_administrator_ends_serve_in_order_and_a_wrong_token_is_told_what_to_do(tmp_path: Path) -> None:
+    env = {"GRAMI_AUTH": "keys", "GRAMI_DRAIN_TIMEOUT": "0.1"}
+    with serving(SMALL, cwd=tmp_path, env=env) as served:
+        wrong = grami("describe", cwd=tmp_path, env={"GRAMI_TOKEN": f"grami_{'0' * 12}_{'x' * 43}"})
+        assert (wrong.code, wrong.out) == (1, "")
+        assert wrong.words.startswith("error INVALID_TOKEN: ")
+        assert "Set GRAMI_TOKEN to a token of this server" in wrong.words
+        assert served.ask("send", "admin.drain").out == '{"draining":true}\n'
+        assert served.process.wait(PATIENCE) == 0
+        assert not served.state_file.exists()
+        assert served.log.rstrip().endswith("stopped")
+
+
+def test_serve_logs_requests_that_are_slower_than_the_setting_says(tmp_path: Path) -> None:
+    with serving(SMALL, cwd=tmp_path, env={"GRAMI_SLOW_REQUEST_MS": "1"}) as served:
+        assert served.ask("send", "sleep", "--timeout", "0.05").code == 1
+        assert re.search(r"slow request: sleep to sleeper from operator took 0\.\d+ s", served.log), served.log
 
 
 def test_a_second_signal_ends_serve_at_once(tmp_path: Path) -> None:
@@ -681,3 +706,10 @@ def test_output_into_a_closed_pipe_is_no_traceback(server: Served) -> None:
     process.stderr.close()
     process.wait(PATIENCE)
     assert "Traceback" not in err
+
+
+def test_help_names_the_commands_as_a_newcomer_meets_them_and_its_paragraphs_flow(tmp_path: Path) -> None:
+    everything, serve = together(["--help"], ["serve", "--help"], cwd=tmp_path)
+    listed = [name for name in re.findall(r"^│ (\w+) ", everything.out, re.MULTILINE) if name in COMMANDS]
+    assert listed == ["run", "serve", "send", "describe", "doctor", "top", "profile", "validate", "config", "token"]
+    assert all(len(line) > 60 for line in serve.out.splitlines()[5:8]), "lines are as long as the terminal is wide"

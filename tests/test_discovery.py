@@ -13,10 +13,19 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grami_actors.discovery import STATE_FILE, ServerState, find_server, read_state, remove_state, write_state
+from grami_actors.discovery import (
+    STATE_FILE,
+    Located,
+    ServerState,
+    find_server,
+    locate,
+    read_state,
+    remove_state,
+    write_state,
+)
 from grami_actors.errors import ServerNotFound
 
 OURS = ServerState(url="ws://127.0.0.1:7/ws", port=7, pid=os.getpid())
@@ -131,6 +140,7 @@ def test_only_the_user_can_read_the_directory_and_the_file(tmp_path: Path) -> No
     assert stat.S_IMODE((tmp_path / "a" / "state" / STATE_FILE).stat().st_mode) == 0o600
 
 
+@settings(deadline=None)  # it writes files
 @given(
     content=st.one_of(st.binary(max_size=60), st.sampled_from([b"{}", b"[]", b'{"url":1,"port":1,"pid":1}', b"\xff"]))
 )
@@ -154,3 +164,70 @@ def test_a_broken_file_is_not_said_to_be_missing(tmp_path: Path) -> None:
     with pytest.raises(ServerNotFound) as broken:
         find_server(environ={"GRAMI_STATE_DIR": str(tmp_path)})
     assert "does not exist" not in broken.value.message
+
+
+# --- the operator's token ---
+
+SECURED = ServerState(url="wss://127.0.0.1:7/ws", port=7, pid=os.getpid(), token="op-secret")
+
+
+def test_the_token_comes_with_the_address_of_the_state_file(tmp_path: Path) -> None:
+    write_state(tmp_path, SECURED)
+    environ = {"GRAMI_STATE_DIR": str(tmp_path)}
+    assert locate(None, environ) == Located("wss://127.0.0.1:7/ws", "op-secret")
+    assert find_server(None, environ) == "wss://127.0.0.1:7/ws"
+
+
+@pytest.mark.parametrize("url", ["wss://127.0.0.1:7/ws", "ws://evil.example/ws"])
+def test_the_token_is_never_given_for_an_address_from_elsewhere(url: str, tmp_path: Path) -> None:
+    write_state(tmp_path, SECURED)
+    environ = {"GRAMI_STATE_DIR": str(tmp_path)}
+    assert locate(url, environ) == Located(url)
+    assert locate(None, environ | {"GRAMI_URL": url}) == Located(url)
+    assert locate(None, environ | {"GRAMI_PORT": "8"}) == Located("ws://127.0.0.1:8/ws")
+
+
+def test_a_child_that_knows_the_port_finds_the_whole_address(tmp_path: Path) -> None:
+    write_state(tmp_path, SECURED)
+    environ = {"GRAMI_STATE_DIR": str(tmp_path), "GRAMI_PORT": "7"}
+    assert locate(None, environ) == Located("wss://127.0.0.1:7/ws", "op-secret")
+
+
+def test_a_port_is_not_looked_up_in_the_file_of_a_server_that_is_gone(
+    tmp_path: Path, child: subprocess.Popen[bytes]
+) -> None:
+    write_state(tmp_path, msgspec.structs.replace(SECURED, pid=child.pid))
+    environ = {"GRAMI_STATE_DIR": str(tmp_path), "GRAMI_PORT": "7"}
+    assert locate(None, environ).token == "op-secret"
+    child.kill()
+    child.wait()
+    assert locate(None, environ) == Located("ws://127.0.0.1:7/ws")
+
+
+def test_a_file_of_before_there_were_tokens_can_be_read_and_one_without_looks_the_same(tmp_path: Path) -> None:
+    old = b'{"url":"ws://127.0.0.1:7/ws","port":7,"pid":1}'
+    (tmp_path / STATE_FILE).write_bytes(old)
+    state = read_state(tmp_path)
+    assert state == ServerState("ws://127.0.0.1:7/ws", 7, 1, "")
+    write_state(tmp_path, state)
+    assert (tmp_path / STATE_FILE).read_bytes() == old + b"\n"
+
+
+def test_only_the_user_can_read_a_token_even_in_a_directory_that_all_can_read(tmp_path: Path) -> None:
+    directory = tmp_path / "open"
+    directory.mkdir()
+    directory.chmod(0o777)
+    (directory / STATE_FILE).write_bytes(b"{}")
+    (directory / STATE_FILE).chmod(0o666)
+    before = os.umask(0)
+    try:
+        write_state(directory, SECURED)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((directory / STATE_FILE).stat().st_mode) == 0o600
+
+
+def test_a_token_stands_in_no_text_about_its_server() -> None:
+    for each in (SECURED, Located(SECURED.url, SECURED.token)):
+        assert "op-secret" not in f"{each} {each!r}"
+        assert SECURED.url in repr(each)

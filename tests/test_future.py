@@ -27,8 +27,9 @@ from grami_actors.errors import (
     GramiError,
     MailboxFull,
     WouldDeadlock,
+    describe,
 )
-from grami_actors.future import STREAM_BUFFER, AskTimeout, Future, Stream, describe, details, only_answer
+from grami_actors.future import STREAM_BUFFER, AskTimeout, Future, Stream, details, only_answer
 from grami_actors.messages import Envelope, Scope
 from tests.test_messages import Switch
 

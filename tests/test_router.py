@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import pytest
@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 
 from grami_actors.actor import Actor
 from grami_actors.cell import Cell
-from grami_actors.errors import AgentUnavailable, DestinationNotFound, NameTaken
+from grami_actors.errors import AgentUnavailable, DestinationNotFound, NameTaken, PermissionDenied
 from grami_actors.future import Future
 from grami_actors.lanes.loop import LoopLane
-from grami_actors.messages import Envelope, Message
+from grami_actors.messages import Envelope, Message, Scope, ToolCall
+from grami_actors.permissions import Permissions, Rule
+from grami_actors.principals import EVERYTHING, Principal
 from grami_actors.router import Forward, RoutingTable
 from grami_actors.spec import Spec
 from grami_actors.system import ActorSystem
@@ -241,3 +243,84 @@ async def test_more_requests_than_a_mailbox_holds_wait_for_room_in_order() -> No
         system.table.join("small", ref._cell)
         answers = [forward(system, number, "small") for number in range(50)]
         assert [(await answer)[1] for answer in answers] == [list(range(number + 1)) for number in range(50)]
+
+
+# --- rules ---
+
+ALICE = Principal("alice")
+RULES = Permissions(
+    (
+        Rule(principals=("alice",), send=("draft",), to=("keeper", "there_is_none")),
+        Rule(principals=("anonymous",), send=("review",), to=("keeper",)),
+    )
+)
+
+
+class Asked(Scope):
+    """The scope of a client's request."""
+
+    def __init__(self, principal: Principal | None) -> None:
+        super().__init__()
+        self.principal = principal
+
+
+def forward_as(system: ActorSystem, principal: Principal | None, message: Any, to: str = "") -> Future[Any]:
+    answer: Future[Any] = Future()
+    system.router.tell(Forward(Envelope(message, answer, "connection-1", Asked(principal)), to))
+    return answer
+
+
+@asynccontextmanager
+async def guarded() -> AsyncIterator[ActorSystem]:
+    async with running(permissions=RULES) as system:
+        for name in ("keeper", "other"):
+            ref = await system.spawn(Keeper, name=name)
+            system.table.join(name, ref._cell)
+        system.table.types |= {Draft: "keeper", Review: "other"}
+        yield system
+
+
+async def test_a_client_reaches_what_a_rule_allows_by_name_and_by_type() -> None:
+    async with guarded() as system:
+        for to in ("", "keeper"):
+            assert (await forward_as(system, ALICE, Draft(), to))[0] == "keeper"
+        root = Principal("root", frozenset({EVERYTHING}))
+        assert (await forward_as(system, root, ToolCall(), "other"))[0] == "other"
+
+
+@pytest.mark.parametrize("to", ["other", "nobody", "router", "connection-1", "tool:delete"])
+async def test_what_a_client_may_not_name_is_the_same_whether_it_is_there_or_not(to: str) -> None:
+    async with guarded() as system:
+        with pytest.raises(PermissionDenied, match=rf"^'alice' may not send 'draft' to '{to}'$"):
+            await forward_as(system, ALICE, Draft(), to)
+
+
+async def test_what_a_client_may_name_and_is_not_there_is_not_found() -> None:
+    async with guarded() as system:
+        with pytest.raises(DestinationNotFound):
+            await forward_as(system, ALICE, Draft(), "there_is_none")
+
+
+async def test_who_is_refused_by_type_is_not_told_where_that_would_have_gone() -> None:
+    async with guarded() as system:
+        for message in (Review(), ToolCall()):
+            with pytest.raises(PermissionDenied, match=r"^'alice' may not send '(review|tool_call)'$"):
+                await forward_as(system, ALICE, message)
+
+
+async def test_a_request_of_nobody_is_that_of_the_anonymous() -> None:
+    async with guarded() as system:
+        assert (await forward_as(system, None, Review(), "keeper"))[0] == "keeper"
+        assert (await forward(system, Review(), "keeper"))[0] == "keeper"
+        for answer in (forward_as(system, None, Draft(), "keeper"), forward(system, Draft(), "keeper")):
+            with pytest.raises(PermissionDenied, match="'anonymous' may not send 'draft' to 'keeper'"):
+                await answer
+
+
+async def test_what_is_refused_never_comes_to_an_actor() -> None:
+    async with guarded() as system:
+        with pytest.raises(PermissionDenied):
+            await forward_as(system, ALICE, Review(), "keeper")
+        system.router.tell(Forward(Envelope(Review(), None, "", Asked(ALICE)), "keeper"))  # nobody is to be told
+        assert (await system.ask("keeper", "seen"))[1] == ["seen"]
+        assert system.router._cell.restarts == 0

@@ -280,3 +280,49 @@ async def test_a_swarm_without_tools_does_not_offer_to_call_one() -> None:
 
 def test_the_description_of_an_agent_is_not_indented() -> None:
     assert Swarm([Oracle]).describe()["agents"][0].description == "Knows.\n\nMore than it says."
+
+
+def told_to(allowed: Any) -> dict[str, list[str]]:
+    """The names that somebody who may do this is told."""
+    told = Swarm([Oracle, Other, Holder], [first_tool, second_tool]).describe(allowed)
+    types = [f"{each.type} to {each.handled_by}" for each in told["types"]]
+    return {"types": types} | {kind: [each.name for each in told[kind]] for kind in ("agents", "tools")}
+
+
+class Holder(Agent):
+    @handles(Question, Hold)
+    def hold(self, message: Question | Hold) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("allowed", "expected"),
+    [
+        (lambda _type, _to: False, {"types": [], "agents": [], "tools": []}),
+        (lambda _type, to: to == "other", {"types": ["question to other"], "agents": ["other"], "tools": []}),
+        (lambda name, _to: name == "hold", {"types": ["hold to holder"], "agents": ["holder"], "tools": []}),
+        (
+            lambda name, to: (name, to) == ("tool_call", "tool:second_tool"),
+            {"types": ["tool_call to tool:NAME"], "agents": [], "tools": ["second_tool"]},
+        ),
+    ],
+)
+def test_what_whoever_asks_may_not_use_is_left_out(allowed: Any, expected: dict[str, list[str]]) -> None:
+    assert told_to(allowed) == expected
+
+
+def test_an_agent_is_told_only_with_the_types_that_it_may_be_sent() -> None:
+    (agent,) = Swarm([Holder]).describe(lambda name, _to: name == "hold")["agents"]
+    assert agent.handles == ("hold",)
+
+
+def test_whoever_may_do_everything_is_told_everything() -> None:
+    swarm = Swarm([Oracle, Other, Holder], [first_tool, second_tool])
+    assert swarm.describe(lambda _type, _to: True) == swarm.describe()
+    assert told_to(None) == told_to(lambda _type, _to: True)
+
+
+def test_a_tool_that_is_not_told_is_not_imported() -> None:
+    lazy = lazy_tool("nothing.of_this:name", name="lazy")
+    swarm = Swarm([Other], [lazy])
+    assert "cannot be imported" in swarm.describe()["tools"][0].error
+    assert swarm.describe(lambda _type, to: to == "other")["tools"] == []

@@ -2,191 +2,77 @@
 
 The reader hands every frame to this actor's mailbox and never waits for an agent. The rules of the wire are
 those of :class:`~grami_actors.protocol.ServerProtocol`; here its decisions become scopes, timers and bytes.
+
+A client that does not read: past the bound of its outbox chunks are dropped, only the last progress is kept, answers
+and events wait unencoded (their requests are still in flight), and nothing more is read from it. When it then takes
+nothing for :data:`STALL` seconds, what waits is answered with SLOW_CONSUMER and the connection is closed with 4508.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
-from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
-
-import msgspec
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, ClassVar
 
 from grami_actors.actor import Actor
-from grami_actors.cell import Cell
+from grami_actors.answers import Slot
 from grami_actors.errors import (
     AgentExecutionFailed,
     AgentUnavailable,
     Cancelled,
     ErrorCode,
     GramiError,
-    MailboxFull,
+    LimitReached,
     ShuttingDown,
+    describe,
 )
-from grami_actors.frames import CLOSE_SLOW_CONSUMER, Limits
-from grami_actors.future import begin, describe, details
+from grami_actors.frames import CLOSE_CONNECTION_LIMIT, CLOSE_RESTART, CLOSE_SLOW_CONSUMER, LONGEST_REASON
+from grami_actors.future import begin, details
+from grami_actors.gateway.feed import HISTORY_BYTES, Entry, Missed
+from grami_actors.gateway.house import Guest, House, Socket
 from grami_actors.gateway.outbox import Outbox
-from grami_actors.messages import Envelope, Scope
-from grami_actors.protocol import Accepted, CancelRequest, Catalog, DescribeRequest, ServerProtocol
-from grami_actors.ref import Ref
+from grami_actors.gateway.replays import Work, fingerprint
+from grami_actors.gateway.request import (
+    Advance,
+    Answer,
+    Began,
+    Drain,
+    FrameCame,
+    Leave,
+    Piece,
+    Request,
+    Room,
+    Shut,
+    Tick,
+    answered,
+    spent,
+)
+from grami_actors.messages import Envelope
+from grami_actors.principals import Principal
+from grami_actors.protocol import Accepted, Authenticated, CancelRequest, Control, ServerProtocol, Trace
 from grami_actors.restarts import RestartPolicy
 from grami_actors.router import Forward
-from grami_actors.telemetry import ConnectionAuthenticated, InternalError, RequestFinished
-
-BACKLOG = 1_000
-"""Events that may wait for a connection's actor before chunks and progress are dropped."""
+from grami_actors.telemetry import ConnectionAuthenticated, InternalError, LimitHit, RequestFinished
 
 FLUSH = 1.0
 """Seconds that the last answers get before a connection is closed for misuse."""
 
+STALL = 2.0
+"""Seconds without a frame taken after which a reader with too much to read is slow: a burst alone proves nothing."""
 
-class Socket(Protocol):
-    """What a connection needs of a WebSocket; the in-memory transport of a simulation has it too."""
-
-    transport: asyncio.Transport
-
-    async def send(self, message: bytes, text: bool | None = None) -> None:  # noqa: FBT001 - the library's signature
-        """Send one text frame."""
-
-    async def close(self, code: int = 1000, reason: str = "") -> None:
-        """Close with a code."""
-
-
-class TextFrame(msgspec.Struct, frozen=True):
-    """A text frame came."""
-
-    text: str
-
-
-class BinaryFrame(msgspec.Struct, frozen=True):
-    """A binary frame came."""
-
-
-class Drain(msgspec.Struct, frozen=True):
-    """Take no new requests."""
-
-
-class Shut(msgspec.Struct, frozen=True):
-    """End the requests in flight with SHUTTING_DOWN, and close."""
-
-
-class Leave(msgspec.Struct, frozen=True):
-    """Close with 1001; sent to itself behind the last answers."""
-
-
-class Began(msgspec.Struct, frozen=True):
-    """An agent began to work on a request."""
-
-    key: int
-    source: str
-
-
-class Piece(msgspec.Struct, frozen=True):
-    """An agent emitted a chunk."""
-
-    key: int
-    data: Any
-
-
-class Advance(msgspec.Struct, frozen=True):
-    """An agent reported progress."""
-
-    key: int
-    fraction: float
-    message: str
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """A request has its answer: a value, or an error."""
-
-    key: int
-    value: Any
-    error: BaseException | None
-    dropped: int = 0
-
-
-class Gate(Protocol):
-    """What all connections of a gateway share."""
-
-    catalog: Catalog
-    limits: Limits
-    server: dict[str, str]
-    router: Ref[Any]
-
-    def admit(self) -> None:
-        """Count one more request in flight. Raises MailboxFull (RESOURCE_EXHAUSTED) at the server's limit."""
-
-    def leave(self) -> None:
-        """Count one request less."""
-
-    def error_ref(self) -> str:
-        """A fresh reference that ties an answer to a log line."""
-
-
-class Request(Scope):
-    """One request: its scope, and where its answer, chunks and progress go: into the connection's mailbox."""
-
-    def __init__(self, cell: Cell, key: int, deadline: float, trace_id: str | Callable[[], str]) -> None:
-        super().__init__(deadline=deadline, trace_id=trace_id)
-        self._cell = cell
-        self._key = key
-        self._once = [None]
-        self._began = False
-        self._dropped = 0
-
-    def _post(self, message: Any) -> bool:
-        try:
-            # Answers are bounded by the requests in flight, chunks by the outbox: the mailbox takes them all.
-            self._cell.post_always(Envelope(message))
-        except AgentUnavailable:
-            return False
-        return True
-
-    def _answer(self, value: Any, error: BaseException | None) -> bool:
-        try:
-            self._once.pop()  # atomic: of two answers that race, one wins
-        except IndexError:
-            return False
-        return self._post(Answer(self._key, value, error, self._dropped))
-
-    def set_result(self, value: Any) -> bool:
-        """The request succeeded."""
-        return self._answer(value, None)
-
-    def fail(self, error: BaseException) -> bool:
-        """The request failed."""
-        return self._answer(None, error)
-
-    def _end(self, reason: GramiError) -> None:
-        self._answer(None, reason)
-
-    def started(self, source: str) -> None:
-        """An agent began to work; only the first is told."""
-        if not self._began:
-            self._began = True
-            self._post(Began(self._key, source))
-
-    def emit(self, data: Any) -> None:
-        """An agent emitted a chunk; dropped and counted when the connection does not keep up."""
-        if len(self._cell.mailbox) > BACKLOG:
-            self._dropped += 1
-        else:
-            self._post(Piece(self._key, data))
-
-    def progress(self, fraction: float, message: str) -> None:
-        """An agent reported progress; left out when the connection does not keep up."""
-        if len(self._cell.mailbox) <= BACKLOG:
-            self._post(Advance(self._key, fraction, message))
+MOST_HELD = 2 * HISTORY_BYTES
+"""Bytes of events that may be held back for a slow reader; all that wait for an event share it."""
 
 
 class Connection(Actor):
-    """The actor of one client. Its reader waits for room in the mailbox; answers are bounded by what was asked.
+    """The actor of one client.
 
     Args:
         socket: where frames are written.
-        gate: what all connections share.
+        house: what all connections share.
+        guest: who it is.
     """
 
     mailbox = 16
@@ -194,189 +80,378 @@ class Connection(Actor):
     listed = False
     restart = RestartPolicy(intensity=0)  # its state is the socket's: a fault ends the connection
 
-    def __init__(self, socket: Socket, gate: Gate) -> None:
+    def __init__(self, socket: Socket, house: House, guest: Guest) -> None:
         super().__init__()
-        self._socket = socket
-        self._gate = gate
-        self._outbox = Outbox(gate.limits.outbox_bytes)
-        self._protocol = ServerProtocol(self.name, gate.catalog, gate.limits, gate.server)
-        self._work: dict[int, Request] = {}
-        self._closing = False
-        self._writing = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._now = self._cell.runtime.now
+        self.opened_at = now = self._now()
+        self.guest = guest
+        self.protocol = ServerProtocol(self.name, house.setting, now, guest.encoding, guest.principal)
+        self.outbox = Outbox(house.setting.limits.outbox_bytes)
+        self.received = 0
         self.sent = 0
         self.closed_with = 0
+        self.counted_for = ""
+        self._socket = socket
+        self._house = house
+        self._requests: dict[int, Request] = {}
+        self._held: deque[Answer | Entry] = deque()
+        self._held_bytes = 0
+        self._closing = False
+        self._writing = False
+        self._crowded = False
+        self._leaving: Leave | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def on_start(self) -> None:
-        """Say who it is."""
+        """Say who it is, or send it away."""
+        if self.guest.refused is not None:
+            self.protocol.close(*self.guest.refused)
+        elif self.protocol.principal is not None:
+            self._welcome(self.protocol.principal)
+        self._flush()
+
+    def _welcome(self, principal: Principal) -> None:
+        try:
+            self._house.authenticated(self, principal)
+        except LimitReached as full:
+            self.protocol.close(CLOSE_CONNECTION_LIMIT, full.message)
+            return
         bus = self._cell.runtime.bus
         if ConnectionAuthenticated in bus:
-            bus.publish(ConnectionAuthenticated(self.name, self._protocol.principal))
-
-    def _start(self, work: Any) -> None:
-        task = begin(self._cell.runtime.loop, work)
-        if not task.done():
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            bus.publish(ConnectionAuthenticated(self.name, principal.name))
 
     def on_receive(self, message: Any) -> None:
         """Take one event, then hand what it produced to the writer."""
-        if self._closing and type(message) is TextFrame:
+        if self._closing and type(message) is FrameCame:
             return
         self._RECEIVERS[type(message)](self, message)
-        frames = self._protocol.data_to_send()
+        self._flush()
+
+    def _flush(self) -> None:
+        self._send()
         if self._closing:
             return
-        now = self._cell.now()
-        self._outbox.add(frames, now)
-        if self._outbox.overflowed(self._protocol.held_bytes, now):
-            self._close(CLOSE_SLOW_CONSUMER, "SLOW_CONSUMER: the answers were not read")
-        elif self._protocol.close_code is not None:
-            self._close(self._protocol.close_code, "")
-        if frames and not self._writing:
-            self._writing = True
-            self._start(self._write())
+        if (self.outbox.size or self.protocol.held_bytes) and self._too_slow(self._now()):
+            self._give_up()
+        elif self.protocol.close_code is not None:
+            self.close(self.protocol.close_code, self.protocol.close_reason)
 
-    def _on_binary(self, _: BinaryFrame) -> None:
-        self._protocol.receive_binary(self._cell.now())
+    def _send(self) -> None:
+        """Hand to the writer what the protocol has to send."""
+        frames = self.protocol.data_to_send()
+        if frames and not self._closing:
+            self.outbox.add(frames, self._now())
+            if not self._writing:
+                self._write()
 
-    def _on_piece(self, piece: Piece) -> None:
-        self._protocol.chunk(piece.key, piece.data, room=not self._outbox.congested())
+    def _too_slow(self, now: float) -> bool:
+        outbox = self.outbox
+        return (
+            (outbox.congested and outbox.stalled(now) > STALL)
+            or outbox.age(now) > self._house.setting.limits.outbox_seconds
+            or self.protocol.held_bytes > 2 * self._house.setting.limits.outbox_bytes
+            or self._held_bytes > MOST_HELD
+        )
 
-    def _on_advance(self, advance: Advance) -> None:
-        self._protocol.progress(advance.key, advance.fraction, advance.message, room=not self._outbox.congested())
+    # --- what is looked at from outside, without a message ---
 
-    def _on_began(self, began: Began) -> None:
-        self._protocol.started(began.key, began.source)
+    def overdue(self, now: float) -> bool:
+        """Whether a :class:`Tick` would do something."""
+        return self.protocol.overdue(now) or self._too_slow(now)
+
+    @property
+    def congested(self) -> bool:
+        """Whether the client does not read what it is sent: nothing more is to be read from it."""
+        return not self._closing and self.outbox.congested
+
+    # --- frames ---
+
+    def _on_frame(self, came: FrameCame) -> None:
+        self.received += 1
+        action = self.protocol.receive(came.frame, self._now())
+        if isinstance(action, Accepted):
+            self._forward(action)
+        elif action is None:
+            if self.protocol.refusals:
+                self._report_refusals()
+        elif isinstance(action, CancelRequest):
+            request = self._requests.get(action.key)
+            if request is not None:
+                request.cancel(Cancelled("the client cancelled the request"))
+        elif isinstance(action, Control):
+            self._control(action)
+        else:
+            self._on_authenticated(action)
+
+    def _report_refusals(self) -> None:
+        bus = self._cell.runtime.bus
+        for code, limit in self.protocol.refusals:
+            if limit and LimitHit in bus:
+                bus.publish(LimitHit(limit, self._who()))
+            if RequestFinished in bus:
+                bus.publish(RequestFinished(self.name, "", code, 0.0, self._who()))
+        self.protocol.refusals.clear()
+
+    def _who(self) -> str:
+        principal = self.protocol.principal
+        return "" if principal is None else principal.name
+
+    def _on_authenticated(self, action: Authenticated) -> None:
+        for topic in action.lost:
+            self._house.feed.unsubscribe(topic, self._cell)
+        self._welcome(action.principal)
 
     # --- requests ---
 
-    def _on_text(self, frame: TextFrame) -> None:
-        action = self._protocol.receive_text(frame.text, self._cell.now())
-        if isinstance(action, Accepted):
-            self._forward(action)
-        elif isinstance(action, CancelRequest):
-            self._cancel(action.key)
-        elif isinstance(action, DescribeRequest):
-            self._describe(action)
+    def _begin(self, asked: Accepted | Control, trace: Trace, *, stream: bool) -> tuple[Request, Request | Work] | None:
+        """Make the scope of a request, and count it; with what is to be done for it, which others may wait for too.
 
-    def _begin(self, key: int, timeout: float, trace_id: str = "") -> Request | None:
-        """Make the scope of a request, and count it; ``None``, and an answer, if the server is full."""
+        ``None`` if nothing is to be done: it is refused, or its idempotency key stands for something that was.
+        """
+        place = digest = found = None
         try:
-            self._gate.admit()
-        except MailboxFull as full:
-            self._finish(key, None, full)
+            if asked.idempotency_key is not None:
+                place, digest = (self._who(), asked.idempotency_key), fingerprint(asked)
+                found = self._house.replays.find(place, digest)
+            self._house.admit()
+        except GramiError as refused:
+            bus = self._cell.runtime.bus
+            if isinstance(refused, LimitReached) and LimitHit in bus:
+                bus.publish(LimitHit(refused.limit, self._who()))
+            self._finish(asked.key, None, refused)
             return None
+        request = self._open(asked, trace, stream=stream)
+        if place is None or digest is None:
+            return request, request
+        if found is not None:
+            found.join(request, replayed=True)
+            return None
+        try:
+            work = self._house.replays.begin(place, digest, request)
+        except GramiError as refused:
+            request.fail(refused)
+            return None
+        work.join(request, replayed=False)
+        self._cell.runtime.deadlines.add(work, asked.timeout)
+        return request, work
+
+    def _open(self, asked: Accepted | Control, trace: Trace, *, stream: bool) -> Request:
         runtime = self._cell.runtime
-        self._work[key] = request = Request(self._cell, key, runtime.now() + timeout, trace_id or runtime.new_trace_id)
-        runtime.deadlines.add(request, timeout)
+        deadline = runtime.now() + asked.timeout
+        request = Request(self._cell, self._house, asked.key, deadline, trace, runtime.new_trace_id)
+        request.principal = self.protocol.principal
+        if stream:
+            request.stream = True
+            request.sink = request
+        self._requests[asked.key] = request
+        runtime.deadlines.add(request, asked.timeout)
         return request
 
     def _forward(self, accepted: Accepted) -> None:
-        request = self._begin(accepted.key, accepted.timeout, accepted.trace_id)
-        if request is None:
+        begun = self._begin(accepted, accepted.trace, stream=accepted.stream)
+        if begun is None:
             return
-        if accepted.stream:
-            request.sink = request
+        request, work = begun
+        request.envelope = Envelope(accepted.message, work, self.name, work, self._now())
         try:
-            self._gate.router.tell(Forward(Envelope(accepted.message, request, self.name, request), accepted.to))
+            self._house.router.tell(Forward(request.envelope, accepted.to))
         except GramiError as closed:
-            request.fail(closed)
+            work.fail(closed)
 
-    def _cancel(self, key: int) -> None:
-        work = self._work.get(key)
-        if work is not None:
-            work.cancel(Cancelled("the client cancelled the request"))
-
-    def _describe(self, action: DescribeRequest) -> None:
-        request = self._begin(action.key, action.timeout)
-        if request is None:
+    def _control(self, control: Control) -> None:
+        begun = self._begin(control, Trace(), stream=False)
+        if begun is None:
             return
-        describe_all = self._gate.catalog.describe
+        request, work = begun
+        try:
+            doing = self._house.control(self, control, work)
+        except GramiError as refused:
+            work.fail(refused)
+            return
+        if doing is not None:
+            self._start(answered(doing, request))
 
-        def work() -> None:
-            try:
-                request.set_result(describe_all())
-            except BaseException as flaw:  # noqa: BLE001 - a lazy tool's module may even exit: it becomes the answer
-                request.fail(flaw)
+    def _on_began(self, began: Began) -> None:
+        self.protocol.started(began.key, began.source)
 
-        # It may import tools, which may hang: a thread that nobody waits for, not even the end of the process.
-        threading.Thread(target=work, name=f"{self.name} describe", daemon=True).start()
+    def _has_room(self) -> bool:
+        """Whether there is room for more; if there is not, :class:`Room` will come."""
+        if self._held or self.outbox.congested:
+            self._crowded = True
+            return False
+        return True
+
+    def _on_piece(self, piece: Piece) -> None:
+        self.protocol.chunk(piece.key, piece.data, room=self._has_room())
+
+    def _on_advance(self, advance: Advance) -> None:
+        self.protocol.progress(advance.key, advance.fraction, advance.message, room=self._has_room())
 
     def _on_answer(self, answer: Answer) -> None:
-        work = self._work.pop(answer.key, None)
-        if work is not None:
-            self._gate.leave()
-            work.close()
-        self._protocol.drop(answer.key, answer.dropped)
-        self._finish(answer.key, answer.value, answer.error)
+        if self._has_room():
+            self._tell_answer(answer)
+        else:
+            self._held.append(answer)
 
-    def _finish(self, key: int, value: Any, error: BaseException | None) -> None:
-        now = self._cell.now()
+    def _on_event(self, entry: Entry) -> None:
+        if self._has_room():
+            self._push(entry)
+        else:
+            self._hold((entry,))
+
+    def _hold(self, entries: Sequence[Entry]) -> None:
+        self._held.extend(entries)
+        self._held_bytes += sum(len(entry.frame) for entry in entries)
+
+    def _push(self, entry: Entry) -> None:
+        frame = entry.encoded(self.guest.encoding)
+        if frame:
+            self.protocol.push(frame)
+
+    def _on_missed(self, missed: Missed) -> None:
+        self._hold(missed.entries)
+        self._on_room(Room())
+
+    def _on_room(self, _: Room) -> None:
+        self.protocol.relieve()
+        self._send()
+        while self._held and not self.outbox.congested:
+            held = self._held.popleft()
+            if isinstance(held, Entry):
+                self._held_bytes -= len(held.frame)
+                self._push(held)
+            else:
+                self._tell_answer(held)
+            self._send()
+        self._crowded = bool(self._held)
+
+    def _tell_answer(self, answer: Answer) -> None:
+        self.protocol.drop(answer.key, answer.dropped)
+        self._finish(answer.key, answer.value, answer.error, replayed=answer.replayed)
+
+    def _finish(self, key: int, value: Any, error: BaseException | None, *, replayed: bool = False) -> None:
+        now = self._now()
         told = None if error is None else self._as_answer(error)
-        slot = self._protocol.finish(key, value, told, now)
-        bus = self._cell.runtime.bus
+        slot = self.protocol.finish(key, value, told, now, replayed=replayed)
+        request = self._requests.pop(key, None)
+        self._report(slot, request, "ok" if told is None else told.error_code)
+        if request is not None:
+            request.release()
+        if self._leaving is not None and not self._requests:
+            self.protocol.close(self._leaving.code, self._leaving.reason)
+
+    def _report(self, slot: Slot | None, request: Request | None, outcome: str) -> None:
+        bus, now = self._cell.runtime.bus, self._now()
         if slot is not None and RequestFinished in bus:
-            outcome = "ok" if told is None else told.error_code
-            bus.publish(RequestFinished(self.name, slot.message_type, outcome, now - slot.begun_at))
+            took = now - slot.begun_at
+            bus.publish(RequestFinished(self.name, slot.message_type, outcome, took, self._who(), *spent(request, now)))
 
     def _as_answer(self, error: BaseException) -> GramiError:
         """What a client is told about an exception: what an agent raised, but never a traceback."""
         if isinstance(error, GramiError):
             if error.error_code != ErrorCode.INTERNAL_ERROR:
                 return error
-            reference = self._gate.error_ref()
+            reference = self._house.error_ref()
             bus = self._cell.runtime.bus
             if InternalError in bus:
                 bus.publish(InternalError(reference, details(error)))
             return GramiError(f"an internal error happened; the server's log has it as {reference}")
         return AgentExecutionFailed(f"the agent failed: {describe(error)}")
 
-    def _on_drain(self, _: Drain) -> None:
-        self._protocol.draining = True
+    # --- its end ---
 
-    def _on_shut(self, _: Shut) -> None:
-        reason = ShuttingDown("the server shut down before the answer was ready; the outcome is unknown")
-        for scope in tuple(self._work.values()):
-            scope.cancel(reason)
-        # The answers of those scopes are in the mailbox before this message.
-        self._cell.post_always(Envelope(Leave()))
+    def _on_tick(self, _: Tick) -> None:
+        self.protocol.tick(self._now())
 
-    def _on_leave(self, _: Leave) -> None:
-        self._close(1001, "the server is shutting down")
+    def _give_up(self) -> None:
+        """The client does not read."""
+        slow = GramiError("the answers before this one were not read", code=ErrorCode.SLOW_CONSUMER)
+        held, self._held = self._held, deque()
+        for each in held:
+            if isinstance(each, Answer):
+                self._finish(each.key, None, slow)
+        self._send()
+        self.close(CLOSE_SLOW_CONSUMER, "SLOW_CONSUMER: the answers were not read")
+
+    def _on_drain(self, drain: Drain) -> None:
+        self.protocol.goaway(drain.reason, drain.limit, drain.jitter_ms)
+        self._cell.runtime.after(drain.patience, self._leave_when_idle)
+
+    def _leave_when_idle(self, *, last: bool = False) -> None:
+        with contextlib.suppress(AgentUnavailable):  # it left by itself
+            self._cell.post_always(Envelope(Leave(CLOSE_RESTART, "the server is restarting", last)))
+
+    def _on_leave(self, leave: Leave) -> None:
+        self._leaving = leave
+        if not self._requests:
+            self.protocol.close(leave.code, leave.reason)
+        elif leave.last:
+            self._give_up()
+
+    def _on_shut(self, shut: Shut) -> None:
+        self.protocol.draining = True
+        for request in tuple(self._requests.values()):
+            request.cancel(ShuttingDown("the server shut down before the answer was ready; the outcome is unknown"))
+        # The answers of those requests are in the mailbox before this message.
+        self._cell.post_always(Envelope(Leave(shut.code, shut.reason)))
+        self._cell.runtime.after(FLUSH, lambda: self._leave_when_idle(last=True))
 
     # --- the socket ---
 
-    async def _write(self) -> None:
-        # Begun when there is something to write, and usually done before it could sleep: no task waits for a quiet
-        # connection, and an answer needs no turn of the loop to get from here to the socket.
-        try:
-            while (frame := self._outbox.next()) is not None:
-                await self._socket.send(frame, text=True)
-                self._outbox.written(frame, self._cell.now())
-                self.sent += 1
-        except Exception:  # noqa: BLE001 - the library's ConnectionClosed: the reader sees the same and ends us
-            return
-        finally:
-            self._writing = False
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = begin(self._cell.runtime.loop, work)
+        if not task.done():
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
-    def _close(self, code: int, reason: str) -> None:
+    def _write(self) -> None:
+        """Write until the client must read first; only that needs a task."""
+        text, outbox = self.guest.encoding.text, self.outbox
+        try:
+            while (frame := outbox.next()) is not None:
+                if self._socket.write(frame, text=text):
+                    self._writing = True
+                    self._start(self._write_on(frame))
+                    return
+                self._written(frame)
+        except Exception:  # noqa: BLE001 - the connection is closed: the reader sees the same and ends us
+            outbox.give_up()
+
+    async def _write_on(self, frame: bytes) -> None:
+        with contextlib.suppress(Exception):  # as above; the next frame will find the same
+            await self._socket.drain()
+        self._writing = False
+        self._written(frame)
+        self._write()
+
+    def _written(self, frame: bytes) -> None:
+        self.outbox.written(frame, self._now())
+        self.sent += 1
+        if self._crowded and not self.outbox.congested:
+            self._crowded = False
+            self._cell.post_always(Envelope(Room()))
+
+    def close(self, code: int, reason: str) -> None:
+        """Close it, when what was said before is sent."""
         if not self._closing:
             self._closing = True
             self.closed_with = code
             self._start(self._flush_and_close(code, reason))
 
     async def _flush_and_close(self, code: int, reason: str) -> None:
-        if code != CLOSE_SLOW_CONSUMER:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(FLUSH):
-                    await self._outbox.drained()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FLUSH):
-                await self._socket.close(code, reason)
+                await self.outbox.drained()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH):
+                await self._socket.close(code, reason.encode()[:LONGEST_REASON].decode("utf-8", "ignore"))
                 return
         # The close frame waits behind what is not read: a reader that never reads is cut off.
         self._socket.transport.abort()
+
+    def allow(self, size: int) -> None:
+        """Let its messages have so many bytes from now on."""
+        self._socket.allow(size)
 
     async def on_failure(self, *_: Any) -> None:
         """A fault of ours: the client is told with 1011, RFC 6455 section 7.4.1."""
@@ -384,8 +459,11 @@ class Connection(Actor):
         await self.on_stop()
 
     async def on_stop(self) -> None:
-        """The client is gone: cancel what it asked for."""
-        self._end_work()
+        """The client is gone: cancel what it asked for, soon or after a while."""
+        self._closing = True
+        self._house.feed.forget(self._cell)
+        self._abandon()
+        self.outbox.give_up()
         for task in tuple(self._tasks):
             task.cancel()
         if self._tasks:
@@ -393,20 +471,29 @@ class Connection(Actor):
         # Where the actor is stopped by somebody else the client is still there.
         await self._socket.close(1001, "the connection's actor was stopped")
 
-    def _end_work(self) -> None:
-        for scope in self._work.values():
-            self._gate.leave()
-            scope.cancel(Cancelled("the client disconnected"))
-        self._work.clear()
+    def _abandon(self) -> None:
+        requests, self._requests = self._requests, {}
+        gone = Cancelled("the client disconnected")
+        for request in requests.values():
+            self._report(self.protocol.finish(request.key, None, gone, self._now()), request, gone.error_code)
+            request.lost = True
+            if request.stream and request.owns_work and self._house.stream_grace:
+                self._house.orphan(request)
+            else:
+                request.cancel(gone)
+                request.release()
 
     _RECEIVERS: ClassVar[dict[type, Callable[[Connection, Any], Any]]] = {
-        TextFrame: _on_text,
-        BinaryFrame: _on_binary,
+        FrameCame: _on_frame,
         Answer: _on_answer,
         Piece: _on_piece,
         Advance: _on_advance,
         Began: _on_began,
+        Entry: _on_event,
+        Missed: _on_missed,
+        Room: _on_room,
+        Tick: _on_tick,
         Drain: _on_drain,
-        Shut: _on_shut,
         Leave: _on_leave,
+        Shut: _on_shut,
     }

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from grami_actors.future import describe
+from grami_actors.errors import describe
 from grami_actors.lanes.codec import Codec
 from grami_actors.lanes.pipe import LONGEST_FRAME, Frame, Frames
 

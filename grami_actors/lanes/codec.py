@@ -24,8 +24,8 @@ import msgspec
 from msgspec.msgpack import Ext
 from pykka import messages as pykka_messages
 
-from grami_actors.errors import GramiError
-from grami_actors.future import describe, details
+from grami_actors.errors import GramiError, describe
+from grami_actors.future import details
 from grami_actors.ref import Ref
 
 LONGEST_TRACE = 32_000

@@ -192,7 +192,7 @@ class Errands:
         if isinstance(message, Terminated):
             raise GramiError("only the system says that an actor is gone")
         if isinstance(to, str):
-            return self._cell.runtime.resolve(to, message)
+            return self._cell.runtime.resolve(to, message, self._cell)
         if isinstance(to, Ref):
             return to._cell
         raise ValueError("an actor is meant by its name or its ref")
@@ -234,10 +234,10 @@ class Errands:
             here.scope.meter.charge(**amounts)
 
     def _subscribers(self, topic: str) -> list[Ref[Any]]:
-        return [cell.ref for cell in self._cell.runtime.subscribers(topic)]
+        return [cell.ref for cell in self._cell.runtime.subscribers(topic, self._cell)]
 
     def _subscribe(self, topic: str) -> None:
-        self._cell.runtime.subscribe(topic, self._cell)
+        self._cell.runtime.subscribe(topic, self._cell, self._cell)
 
     def _unsubscribe(self, topic: str) -> bool:
         return self._cell.runtime.unsubscribe(topic, self._cell)

@@ -68,6 +68,8 @@ class Facts(msgspec.Struct, array_like=True):
     depth: int
     streamed: bool
     metered: bool
+    sampled: bool
+    span: str
 
 
 class Call(Frame):

@@ -25,8 +25,8 @@ import msgspec
 
 from grami_actors.cell import Cell
 from grami_actors.context import clean_context
-from grami_actors.errors import GramiError, StartFailed
-from grami_actors.future import Future, describe
+from grami_actors.errors import GramiError, StartFailed, describe
+from grami_actors.future import Future
 from grami_actors.lanes.child import Child
 from grami_actors.lanes.codec import CannotCross, Codec, loaded
 from grami_actors.lanes.errands import Errands, Job, find_ref
@@ -414,13 +414,14 @@ def _call(worker: _Worker, job: Job, envelope: Envelope) -> Call:
         sender=envelope.sender,
         expects_reply=envelope.reply_to is not None,
         now=cell.now(),
-        facts=None if scope is None else _facts(scope),
+        facts=None if scope is None else _facts(scope, envelope.trace()),
         watched=ToolCalled in cell.bus,
     )
 
 
-def _facts(scope: Scope) -> Facts:
-    return Facts(scope.deadline, scope.trace_id, scope.depth, scope.sink is not None, scope.meter is not None)
+def _facts(scope: Scope, span: str) -> Facts:
+    streamed, metered = scope.sink is not None, scope.meter is not None
+    return Facts(scope.deadline, scope.trace_id, scope.depth, streamed, metered, scope.root.sampled, span)
 
 
 def _stand_in(cell: Cell) -> Any:

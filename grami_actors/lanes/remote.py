@@ -305,6 +305,7 @@ class WorkerRuntime:
             facts = call.facts
             scope = Scope(deadline=facts.deadline, trace_id=facts.trace_id)
             scope.above = facts.depth
+            scope.sampled = facts.sampled
             if facts.streamed:
                 scope.sink = self._sinks[call.number] = Sink(self, call.number)
             if facts.metered:
@@ -314,6 +315,8 @@ class WorkerRuntime:
         reply_to: Any = self if call.expects_reply else None
         # The message itself is read where it is handled: it may import a module, which takes its time.
         envelope = self._calls[call.number] = Envelope(None, reply_to, call.sender, scope)
+        if call.facts is not None:
+            envelope.span = call.facts.span
         return envelope
 
     def _set_clock(self, now: float) -> None:
@@ -378,8 +381,8 @@ class WorkerRuntime:
             raise error
         return future.value()
 
-    def resolve(self, to: str, message: Any) -> Remote:
-        """The actor of this name; whether there is one is known when something is sent."""
+    def resolve(self, to: str, message: Any, by: Cell | None = None) -> Remote:
+        """The actor of this name; whether there is one, and it may be sent to, is known when something is sent."""
         return Remote(self, to)
 
     def limit(self, scope: Scope, seconds: float, reason: GramiError) -> Callable[[], None]:
@@ -400,11 +403,11 @@ class WorkerRuntime:
         """Begin to stop an actor."""
         return self.begin("stop", None if by_itself else _address(cell))
 
-    def subscribers(self, topic: str) -> tuple[Any, ...]:
+    def subscribers(self, topic: str, by: Cell | None = None) -> tuple[Any, ...]:
         """Who gets what is published to a topic."""
         return tuple(ref._cell for ref in self.do("subscribers", topic))
 
-    def subscribe(self, pattern: str, cell: Cell) -> None:
+    def subscribe(self, pattern: str, cell: Cell, by: Cell | None = None) -> None:
         """Add this actor to them."""
         self.do("subscribe", pattern)
 

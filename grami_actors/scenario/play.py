@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from grami_actors.cell import CONNECTION
-from grami_actors.client import Client, Frame, connect
-from grami_actors.errors import GramiError
-from grami_actors.future import describe
+from grami_actors.client import Client, connect
+from grami_actors.conversation import Frame
+from grami_actors.errors import GramiError, describe
 from grami_actors.manager import GrowthManager
 from grami_actors.messages import Message, ToolCall
 from grami_actors.model import Generate

@@ -14,8 +14,7 @@ from typing import Any
 import msgspec
 
 from grami_actors.config import Config
-from grami_actors.errors import ConfigError
-from grami_actors.future import describe
+from grami_actors.errors import ConfigError, describe
 from grami_actors.manager import GrowthManager
 from grami_actors.scenario.play import Result, ScenarioFunction, play_one
 from grami_actors.swarm import Swarm

@@ -1,0 +1,76 @@
+"""The command line: serve a swarm, send to it, play scenarios, look inside. Floor 15."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from typing import NoReturn
+
+from rich.text import Text
+from typer.models import CommandInfo
+
+from grami_actors.cli import config, doctor, profile, send, serve, token, top, validate
+from grami_actors.cli.app import INTERRUPTED, app, err
+from grami_actors.errors import ConfigError, ErrorCode, GramiError, ServerNotFound
+from grami_actors.errors import describe as describe_error
+
+__all__ = ["config", "doctor", "main", "profile", "send", "serve", "token", "top", "validate"]
+
+
+_TO_DO: dict[str, str] = dict.fromkeys(
+    (ErrorCode.UNAUTHENTICATED, ErrorCode.INVALID_TOKEN, ErrorCode.TOKEN_EXPIRED),
+    "\nSet GRAMI_TOKEN to a token of this server: whoever runs it makes one with `grami token create NAME`.",
+)
+"""What to do about an error, where that can be told."""
+
+
+_ORDER = (
+    "run",
+    "serve",
+    "send",
+    "describe",
+    "doctor",
+    "top",
+    "profile",
+    "validate",
+    "config",
+    "create",
+    "list",
+    "revoke",
+)
+"""Commands as a newcomer meets them."""
+
+
+def _arrange(commands: list[CommandInfo]) -> None:
+    """Put commands in order, and let the paragraphs of their help flow."""
+    for each in commands:
+        paragraphs = inspect.getdoc(each.callback) or ""
+        each.help = "\n\n".join(" ".join(lines.split()) for lines in paragraphs.split("\n\n"))
+    commands.sort(key=lambda each: _ORDER.index(each.name or getattr(each.callback, "__name__", "")))
+
+
+_arrange(app.registered_commands)
+_arrange(token.token.registered_commands)
+
+
+def main() -> None:
+    """The entry point of the command ``grami``."""
+    try:
+        app()
+    except GramiError as error:
+        # What went wrong on this side has no code: it never was on the wire.
+        local = isinstance(error, (ConfigError, ServerNotFound))
+        _complain("" if local else f" {error.error_code}", error.message + _TO_DO.get(error.error_code, ""))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        if os.environ.get("GRAMI_LOG_LEVEL", "").upper() == "DEBUG":
+            raise
+        _complain("", f"{describe_error(error)} (GRAMI_LOG_LEVEL=DEBUG shows where)")
+
+
+def _complain(code: str, text: str) -> NoReturn:
+    # Other programs get lines as they are.
+    err.print(Text.assemble(("error", "bold red"), f"{code}: {text}"), soft_wrap=not err.is_terminal)
+    sys.exit(1)
