@@ -17,8 +17,12 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
 from grami_actors.config import Config
-from grami_actors.gateway.server import PATH, Gateway
+from grami_actors.credentials import Authority
+from grami_actors.gateway.door import PATH
+from grami_actors.gateway.server import Gateway
 from grami_actors.gateway.socket import WebSocket
+from grami_actors.permissions import Permissions
+from grami_actors.policy import Policy
 from grami_actors.swarm import Swarm
 from grami_actors.system import ActorSystem
 
@@ -44,7 +48,9 @@ async def echo(connection: ServerConnection) -> None:
 @asynccontextmanager
 async def ours() -> AsyncIterator[int]:
     async with ActorSystem() as system:
-        gateway = EchoGateway(system, Swarm([]).catalog(), Config(max_message_bytes=LARGEST), lambda: b"", "0")
+        policy = Policy(Authority(), Permissions())
+        config = Config(max_message_bytes=LARGEST)
+        gateway = EchoGateway(system, Swarm([]).catalog(), config, policy, {}, "0")
         yield await gateway.open()
         await gateway.close()
 
