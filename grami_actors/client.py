@@ -232,6 +232,7 @@ class Client:
                 yield frame
 
     async def _once(self, asked: dict[str, Any] | Hearing, timeout: float | None) -> AsyncGenerator[Frame, None]:
+        until = None if timeout is None else asyncio.get_running_loop().time() + timeout + GRACE
         if self._failure is not None or not self._connected.is_set():
             await self._ready(timeout)
         inbox, conversation = _Inbox(), self._conversation
@@ -239,9 +240,9 @@ class Client:
             request_id, data = conversation.subscribe(asked, inbox.put)
         else:
             request_id, data = conversation.ask(asked, inbox.put)
-        until = None if timeout is None else asyncio.get_running_loop().time() + timeout + GRACE
         try:
-            await self._send(data)
+            async with asyncio.timeout_at(until):
+                await self._send(data)
             while True:
                 frame = await inbox.get(until)
                 yield frame

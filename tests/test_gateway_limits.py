@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from websockets.http11 import Request
 from grami_actors.config import Config
 from grami_actors.credentials import Authority
 from grami_actors.errors import LimitReached
+from grami_actors.gateway.controls import MOST_DESCRIBING
 from grami_actors.gateway.door import Door
 from grami_actors.gateway.socket import Sockets
 from grami_actors.permissions import Permissions
@@ -476,3 +478,28 @@ async def test_every_answer_has_a_date_and_a_head_has_no_body_but_its_length() -
         reply = await http(manager, "/livez", method="POST")
         assert (reply.status, reply.head["allow"]) == (HTTPStatus.METHOD_NOT_ALLOWED, "get, head")
         assert json.loads((await http(manager, "/asyncapi.json")).body)["asyncapi"].startswith("3.")
+
+
+async def test_descriptions_that_hang_never_take_more_than_a_bounded_number_of_threads() -> None:
+    gate = Gate()
+    swarm = small_swarm()
+    swarm.describe = lambda _: gate.hold()  # type: ignore[assignment]  # as a lazy tool's module does that never ends
+    async with serving(swarm) as manager, raw(manager) as socket:
+        before = threading.active_count()
+        for number in range(100):
+            await tell(socket, type="describe", id=number)
+            await tell(socket, type="cancel", request_id=number)
+        codes = [(await heard(socket))["error_code"] for _ in range(100)]
+        assert threading.active_count() - before <= MOST_DESCRIBING
+        assert codes.count("CANCELLED") == MOST_DESCRIBING
+        assert codes.count("RESOURCE_EXHAUSTED") == 100 - MOST_DESCRIBING
+        gate.opened.set()
+
+
+async def test_what_a_client_calls_types_while_it_publishes_fills_no_memory() -> None:
+    async with serving(small_swarm(), rates=(Rate(1000.0, 1000.0),)) as manager, raw(manager) as socket:
+        for number in range(10):
+            await tell(socket, type="publish", topic="a", data={"type": f"{number}{'x' * 1000}"}, id=number)
+            assert (await heard(socket))["status"] == "success"
+        ((*_, buckets),) = manager.policy._rates
+        assert {kind for _, kind in buckets._buckets} <= {"publish"}

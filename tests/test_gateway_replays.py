@@ -19,6 +19,8 @@ from grami_actors.config import Config
 from grami_actors.gateway import replays
 from grami_actors.gateway.request import Request
 from grami_actors.manager import GrowthManager
+from grami_actors.principals import Principal
+from grami_actors.protocol import Trace
 from grami_actors.system import ActorSystem
 from grami_actors.telemetry import ConnectionClosed, Published, RequestFinished
 from tests.conftest import Gate, Recorder, heard, on, raw, serving, tell, turns_until
@@ -463,3 +465,28 @@ def test_every_request_is_counted_out_exactly_once_and_told_of_exactly_once_howe
             assert len(set(map(id, told))) == len(told) <= most
 
     asyncio.run(scenario())
+
+
+def scoped(*scopes: str) -> Principal:
+    return Principal("ann", frozenset(scopes))
+
+
+async def test_a_result_is_never_given_to_somebody_of_the_same_name_with_other_rights() -> None:
+    store = replays.Replays(lambda: 0.0, 0.0)
+    async with serving(Swarm([])) as manager:
+        request = Request(manager.system.router._cell, manager._gateway, 1, 9.0, Trace(), str)
+        store.begin(("ann", scoped("boss").scopes, "k"), b"d", request).set_result("secret")
+        assert store.find(("ann", scoped("boss").scopes, "k"), b"d") is not None
+        assert store.find(("ann", scoped().scopes, "k"), b"d") is None
+
+
+async def test_results_that_are_kept_never_take_more_than_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replays, "MOST_BYTES", 10_000)
+    store = replays.Replays(lambda: 0.0, 0.0)
+    async with serving(Swarm([])) as manager:
+        for number in range(100):
+            request = Request(manager.system.router._cell, manager._gateway, number, 9.0, Trace(), str)
+            store.begin(("ann", frozenset(), str(number)), b"d", request).set_result("x" * 1_000)
+            kept = sum(work.size for work in store._works.values())
+            assert kept <= 10_000 + 2 * 1_002
+        assert store.find(("ann", frozenset(), "99"), b"d") is not None

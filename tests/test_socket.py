@@ -19,7 +19,7 @@ from websockets.protocol import OPEN, Protocol
 from websockets.server import ServerProtocol
 from websockets.streams import StreamReader
 
-from grami_actors.gateway.socket import HANDSHAKES, UNREAD_PONGS, Sockets, WebSocket
+from grami_actors.gateway.socket import HANDSHAKES, HANDSHAKES_OF_ONE, UNREAD_PONGS, Sockets, WebSocket
 from tests.conftest import turns_until
 
 HEAD = (
@@ -392,3 +392,13 @@ async def test_nothing_is_written_to_a_connection_that_closes() -> None:
         with pytest.raises(InvalidState):
             socket.write(b"x", text=True)
         assert wire.written == b""
+
+
+def test_one_address_never_takes_all_sockets_before_any_handshake() -> None:
+    sockets = Sockets(10, Clock(), most_of_one=2)
+    let_in = [sockets.enter("192.0.2.2") for _ in range(100)]
+    assert sum(let_in) == 2 + HANDSHAKES_OF_ONE
+    assert sockets.enter("192.0.2.3")
+    assert all(sockets.enter("127.0.0.1") for _ in range(100))
+    sockets.leave("192.0.2.2")
+    assert sockets.enter("192.0.2.2")

@@ -50,7 +50,7 @@ from grami_actors.gateway.request import (
     spent,
 )
 from grami_actors.messages import Envelope
-from grami_actors.principals import Principal
+from grami_actors.principals import ANONYMOUS, Principal
 from grami_actors.protocol import Accepted, Authenticated, CancelRequest, Control, ServerProtocol, Trace
 from grami_actors.restarts import RestartPolicy
 from grami_actors.router import Forward
@@ -211,7 +211,8 @@ class Connection(Actor):
         place = digest = found = None
         try:
             if asked.idempotency_key is not None:
-                place, digest = (self._who(), asked.idempotency_key), fingerprint(asked)
+                who = self.protocol.principal or ANONYMOUS
+                place, digest = (who.name, who.scopes, asked.idempotency_key), fingerprint(asked)
                 found = self._house.replays.find(place, digest)
             self._house.admit()
         except GramiError as refused:

@@ -23,6 +23,9 @@ from grami_actors.protocol import Control, Setting
 from grami_actors.system import ActorSystem
 from grami_actors.telemetry import LimitHit, Published
 
+MOST_DESCRIBING = 16
+"""Descriptions that may be made at the same time: each has a thread, which goes on when nobody waits for it."""
+
 
 class Owner(Protocol):
     """What is needed of the gateway."""
@@ -38,6 +41,7 @@ class Controls:
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
+        self._describing = 0
 
     def answer(
         self, connection: Connection, control: Control, request: Request | Work
@@ -66,14 +70,24 @@ class Controls:
         def allowed(message_type: str, to: str) -> bool:
             return permissions.may_send(principal, message_type, to)
 
+        if self._describing >= MOST_DESCRIBING:
+            text = f"{MOST_DESCRIBING} descriptions are being made; try again later"
+            raise LimitReached(text, code=ErrorCode.RESOURCE_EXHAUSTED, limit="describe", retry_after_ms=1000)
+
         def work() -> None:
             try:
                 request.set_result(catalog.describe(allowed))
             except BaseException as flaw:  # noqa: BLE001 - a lazy tool's module may even exit: it becomes the answer
                 request.fail(flaw)
+            finally:
+                self._owner.system.after(0.0, self._described)
 
+        self._describing += 1
         # It may import tools, which may hang: a thread that nobody waits for, not even the end of the process.
         threading.Thread(target=work, name=f"{connection.name} describe", daemon=True).start()
+
+    def _described(self) -> None:
+        self._describing -= 1
 
     def _subscribe(self, connection: Connection, control: Control, request: Request) -> None:
         wanted: Subscribe = control.fields
@@ -97,7 +111,8 @@ class Controls:
         principal, policy = connection.protocol.principal, self._owner.setting.policy
         assert principal is not None
         kind = str(wanted.data.get("type", "")) if isinstance(wanted.data, dict) else ""
-        policy.throttle(principal, kind, system.now())
+        if kind in self._owner.setting.catalog.types:  # others name nothing, however many there are
+            policy.throttle(principal, kind, system.now())
         if not connection.guest.encoding.text:
             _check_data(wanted.data)
         message = None

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from grami_actors.encoding import JSON, MSGPACK
@@ -23,8 +25,11 @@ KEPT = 300.0
 MOST = 10_000
 """Results that are kept; the oldest go first."""
 
-Place = tuple[str, str]
-"""Whose key, and the key."""
+MOST_BYTES = 1 << 26
+"""Bytes of results that are kept, all together."""
+
+Place = tuple[str, frozenset[str], str]
+"""Whose key, with which rights, and the key: what one may ask for is not another's to see."""
 
 
 class Work(Scope):
@@ -48,6 +53,9 @@ class Work(Scope):
         self.digest = digest
         self.outcome: tuple[Any, BaseException | None] | None = None
         self.ended_at = 0.0
+        self.size = 0
+        self.counted = False
+        self.on_settled: Callable[[], object] = bool
         self._grace = grace
         self._clock = clock
         self._after = first.after()  # and nothing else of the first, which would keep its connection for minutes
@@ -91,6 +99,8 @@ class Work(Scope):
             waiting, self._waiting = self._waiting, []
         for request in waiting:
             request.answer(value, error, replayed=request.replayed)
+        self.size = _size(value)
+        self.on_settled()
         self.close()
         return True
 
@@ -121,7 +131,7 @@ class Work(Scope):
             request.progress(fraction, message)
 
     def _reading(self) -> list[Request]:
-        return [request for request in self._waiting if request.stream]
+        return [request for request in tuple(self._waiting) if request.stream]
 
 
 class Replays:
@@ -136,6 +146,8 @@ class Replays:
         self._clock = clock
         self._grace = grace
         self._works: dict[Place, Work] = {}
+        self._bytes = 0
+        self._settled: deque[tuple[Place, Work]] = deque()  # from any thread
 
     def find(self, place: Place, digest: bytes) -> Work | None:
         """The work that a key stands for, if it was used.
@@ -154,6 +166,11 @@ class Replays:
             )
         return work
 
+    def _forget(self, place: Place) -> None:
+        work = self._works.pop(place, None)
+        if work is not None and work.counted:
+            self._bytes -= work.size
+
     def begin(self, place: Place, digest: bytes, first: Request) -> Work:
         """Begin the work of a new key.
 
@@ -161,9 +178,9 @@ class Replays:
             LimitReached: RESOURCE_EXHAUSTED: all keys that are kept are at work.
         """
         self._make_room()
-        work = Work(first, digest, self._grace, self._clock)
-        self._works.pop(place, None)
-        self._works[place] = work
+        self._forget(place)
+        self._works[place] = work = Work(first, digest, self._grace, self._clock)
+        work.on_settled = partial(self._settled.append, (place, work))
         return work
 
     def _stale(self, work: Work) -> bool:
@@ -176,14 +193,34 @@ class Replays:
         return forgotten or self._clock() - work.ended_at > KEPT
 
     def _make_room(self) -> None:
+        while self._settled:
+            place, work = self._settled.popleft()
+            if self._works.get(place) is work:
+                work.counted = True
+                self._bytes += work.size
         while self._works and self._stale(self._works[oldest := next(iter(self._works))]):
-            del self._works[oldest]
+            self._forget(oldest)
+        if len(self._works) >= MOST or self._bytes > MOST_BYTES:
+            self._evict()
+
+    def _evict(self) -> None:
+        """Forget results, the oldest first, and some more than needed: looking for them takes time."""
+        for place, work in tuple(self._works.items()):
+            if len(self._works) < 0.9 * MOST and self._bytes < 0.9 * MOST_BYTES:
+                return
+            if work.counted:
+                self._forget(place)
         if len(self._works) >= MOST:
-            done = next((place for place, work in self._works.items() if work.outcome is not None), None)
-            if done is None:
-                text = f"{MOST} requests with an idempotency_key are at work; try again later"
-                raise LimitReached(text, code=ErrorCode.RESOURCE_EXHAUSTED, limit="replays", retry_after_ms=1000)
-            del self._works[done]
+            text = f"{MOST} requests with an idempotency_key are at work; try again later"
+            raise LimitReached(text, code=ErrorCode.RESOURCE_EXHAUSTED, limit="replays", retry_after_ms=1000)
+
+
+def _size(value: Any) -> int:
+    """About how many bytes a result takes; one that cannot be sent is not what is kept."""
+    try:
+        return len(JSON.encode(value))
+    except Exception:  # noqa: BLE001 - an answer may bring code of its own that fails while it is encoded
+        return 0
 
 
 def fingerprint(asked: Accepted | Control) -> bytes:

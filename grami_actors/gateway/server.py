@@ -120,7 +120,7 @@ class Gateway:
         self.certificates = None if config.tls_cert is None else Certificates(config.tls_cert, config.tls_key)
         self._controls = Controls(self)
         self._config = config
-        self._sockets = Sockets(config.max_connections, system.now)
+        self._sockets = Sockets(config.max_connections, system.now, config.max_connections_per_address)
         self._door = Door(config, policy.authority, self._sockets, system.bus, documents, self._fault)
         self._rng = random.Random(system.new_trace_id())
         self._requests = 0
@@ -414,6 +414,9 @@ class Gateway:
                 bus.publish(ClosedEvent(name, CLOSE_RESTART, "the server is shutting down", 0, 0, 0.0))
             return
         actor: Any = ref._actor_weakref()
+        if actor is None:  # it was stopped the moment it was there
+            await connection.close(1011, "internal error")
+            return
         self._open[connection] = ref
         if self._door.closing:  # it came between the last word to all and the end
             self._post(ref, Shut(CLOSE_RESTART, "the server is restarting"))

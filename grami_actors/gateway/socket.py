@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import sys
 from collections import Counter
 from collections.abc import Callable, Generator
 from functools import partial
@@ -25,6 +26,9 @@ from grami_actors.gateway.house import Guest
 HANDSHAKES = 256
 """Sockets above the limit that are let in, to hear in HTTP that the server is full, or that it is alive."""
 
+HANDSHAKES_OF_ONE = 16
+"""The same for one address: a client that holds its sockets in the handshake must not take them all."""
+
 UNREAD_PONGS = 65_536
 """Bytes of pongs that may wait for a client which reads nothing; the library itself has no limit."""
 
@@ -38,18 +42,20 @@ class Sockets:
         max_connections: WebSocket connections that the server takes; :data:`HANDSHAKES` more sockets are let in, and
             any further one is cut off without a word.
         clock: seconds, of a clock that never goes back.
+        most_of_one: the same for one address other than this machine's, with :data:`HANDSHAKES_OF_ONE` more.
 
     Attributes:
         open: how many there are.
         admitted: how many of them were let in as WebSocket connections.
     """
 
-    def __init__(self, max_connections: int, clock: Callable[[], float]) -> None:
+    def __init__(self, max_connections: int, clock: Callable[[], float], most_of_one: int = sys.maxsize) -> None:
         self.clock = clock
         self.open = 0
         self.admitted = 0
         self.opening: set[WebSocket] = set()
         self._most = max_connections + HANDSHAKES
+        self._most_of_one = most_of_one + HANDSHAKES_OF_ONE
         self._addresses: Counter[str] = Counter()
 
     @property
@@ -66,10 +72,11 @@ class Sockets:
 
     def enter(self, address: str) -> bool:
         """Count a new socket; whether there is room for it."""
-        if self.open >= self._most:
+        place = _place(address)
+        if self.open >= self._most or (place and self._addresses[place] >= self._most_of_one):
             return False
         self.open += 1
-        if place := _place(address):
+        if place:
             self._addresses[place] += 1
         return True
 
