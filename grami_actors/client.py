@@ -31,7 +31,7 @@ from websockets.exceptions import WebSocketException
 
 from grami_actors.conversation import Conversation, Frame, Hearing
 from grami_actors.encoding import JSON, MSGPACK
-from grami_actors.errors import ConnectionLost, DeadlineExceeded, ErrorCode, GramiError, MailboxFull
+from grami_actors.errors import ConfigError, ConnectionLost, DeadlineExceeded, ErrorCode, GramiError, MailboxFull
 from grami_actors.frames import Position
 from grami_actors.handshake import CLOSE_TIMEOUT, Handshake, Settings, Token, close, trusted
 from grami_actors.messages import Message
@@ -448,6 +448,8 @@ def connect(
         GramiError: UNAUTHENTICATED, INVALID_TOKEN or TOKEN_EXPIRED: it wants to know who this is; or the function that
             gives the tokens failed (the cause).
     """
+    if encoding not in {"json", "msgpack"}:
+        raise ConfigError(f"encoding is {encoding!r}; there are 'json' and 'msgpack'")
     if tls is None and os.environ.get("GRAMI_CA"):
         tls = trusted()
     token = token or os.environ.get("GRAMI_TOKEN")

@@ -35,7 +35,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         host: the address to bind; loopback unless told otherwise.
         port: 0 takes a free one.
         reuse_port: let several servers of this machine share the port; what they keep, each keeps for itself.
-        state_dir: where the state file is kept, for clients to find the server, and the API keys.
+        state_dir: where the state file is kept, for clients to find the server, and the API keys. Clients read no file
+            of settings: give them ``GRAMI_STATE_DIR``.
         allowed_origins: web origins whose pages may connect, such as ``https://app.example``. A request
             without an Origin header (not from a browser) passes.
         allowed_hosts: names besides loopback that the Host header may have.
@@ -187,6 +188,11 @@ def check(config: Config) -> None:
             "auth has 'jwt', which needs jwt_keys (a file with the keys of whoever makes the tokens) and jwt_audience "
             "(what the tokens' `aud` must name, so that tokens made for others are of no use here)"
         )
+    for origin in config.allowed_origins:
+        if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s*]+", origin):
+            raise ConfigError(
+                f"allowed_origins has {origin!r}; an origin is like 'https://app.example', without a path"
+            )
     if not (_is_loopback(config.host) or config.auth or config.allow_anonymous):
         raise ConfigError(
             f"other machines may reach the host {config.host!r}, and clients do not have to show who they are: set "

@@ -37,7 +37,7 @@ from grami_actors import (
     handles,
 )
 from grami_actors.discovery import ServerState, find_server, write_state
-from grami_actors.errors import MailboxFull, ProtocolError, ShuttingDown, UpstreamError
+from grami_actors.errors import ConfigError, MailboxFull, ProtocolError, ShuttingDown, UpstreamError
 from grami_actors.telemetry import ConnectionOpened, MessageHandled
 from tests.conftest import Gate, Recorder, serving
 from tests.swarms import Echo, Fail, small_swarm
@@ -671,3 +671,8 @@ async def test_a_message_object_survives_the_wire_unchanged() -> None:
         text = '\x00 \u2028 \U0001f600 "quoted" \\ \n'
         assert await grami.request(Echo(text, 2**53)) == {"text": text, "number": 2**53}
         assert msgspec.to_builtins(Fail()) == {"type": "fail", "how": "raise"}
+
+
+def test_an_encoding_that_there_is_none_of_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'json' and 'msgpack'"):
+        connect(encoding="messagepack")  # type: ignore[arg-type]

@@ -440,3 +440,10 @@ def test_each_setting_is_described() -> None:
     assert descriptions()["compression"] == (
         "permessage-deflate; 40 KiB more per connection, and four times the CPU at 4 KiB."
     )
+
+
+@pytest.mark.parametrize("origin", ["app.example", "*", "null", "https://app.example/", "https://*.example", ""])
+def test_an_origin_that_could_never_match_is_refused(origin: str) -> None:
+    with pytest.raises(ConfigError, match=r"an origin is like 'https://app\.example'"):
+        check(Config(allowed_origins=(origin,)))
+    check(Config(allowed_origins=("https://app.example", "http://localhost:8000", "chrome-extension://abc")))

@@ -430,3 +430,36 @@ async def test_a_peer_that_stopped_without_a_word_is_found_by_keepalive() -> Non
         finally:
             child.kill()
             await child.wait()
+
+
+class Bulk(Message):
+    size: int
+
+
+class Supplier(Agent, concurrency=64):
+    @handles(Bulk)
+    def supply(self, message: Bulk) -> str:
+        return "x" * message.size
+
+
+@pytest.mark.slow
+async def test_a_client_that_reads_slowly_is_not_taken_for_gone_while_the_server_does_not_read() -> None:
+    # Its pongs wait behind requests that the server leaves unread, as its answers are not taken fast enough.
+    async with serving(Swarm([Supplier]), keepalive=0.4) as manager:
+        small = socket.socket()
+        small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        small.connect(("127.0.0.1", manager.port))
+        small.setblocking(False)
+        async with raw(manager, sock=small, max_size=None, max_queue=1, ping_interval=None, close_timeout=0.1) as slow:
+
+            async def ask() -> None:
+                for number in range(1_000):
+                    await tell(slow, type="bulk", id=number, size=300_000, pad="p" * 3_000)
+
+            asking = asyncio.create_task(ask())
+            for _ in range(40):
+                assert (await heard(slow))["status"] == "success"
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(asyncio.Event().wait(), 0.05)
+            asking.cancel()
+            slow.transport.abort()

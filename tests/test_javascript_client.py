@@ -783,7 +783,7 @@ async def test_the_page_of_the_documentation_and_every_kind_of_request_work_in_a
         cut(manager)
         told = await visiting
     assert "flaw" not in told, told["flaw"]
-    assert told["said"] == '[open]\na piece \n{"text":"about tech for instagram"}\n'
+    assert told["said"] == '[open]\n"a piece "\n{"text":"about tech for instagram"}\n'
     check_conversation(told["conversation"])
     assert told["leaving"] == ["AbortError", "RangeError", "RangeError", "DEADLINE_EXCEEDED"]
     assert told["closing"] == ["CONNECTION_LOST", "closed"]

@@ -19,7 +19,10 @@ def send(
     message_type: Annotated[str, typer.Argument(metavar="TYPE", help="The message type, such as content_request.")],
     fields: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="The fields. A value that is JSON is taken as such, else as text."),
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="The fields. A value that is JSON is taken as such, else as text; digits as text: 'name=\"7\"'.",
+        ),
     ] = None,
     url: Url = None,
     to: Annotated[str | None, typer.Option(help="A destination by name, such as writer or tool:hashtags.")] = None,

@@ -13,7 +13,7 @@ import asyncio
 import ipaddress
 import sys
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from functools import partial
 from typing import Any
 
@@ -114,6 +114,7 @@ class WebSocket(ServerConnection):
         "_hang_up",
         "_most_unsent",
         "_sockets",
+        "_was_deaf",
         "address",
         "guest",
     )
@@ -126,6 +127,7 @@ class WebSocket(ServerConnection):
         self._counted = self._admitted = False
         self._began: float | None = None
         self._deaf_since: float | None = None
+        self._was_deaf = False
         self._hang_up: asyncio.TimerHandle | None = None
         self._most_unsent = 0
         # The parser asks this before each frame, and so tells where frames begin. The buffer would not: it is empty
@@ -193,7 +195,28 @@ class WebSocket(ServerConnection):
         super().pause_writing()
         self._most_unsent = self.transport.get_write_buffer_size() + UNREAD_PONGS
 
+    async def keepalive(self) -> None:
+        """Ping as the library does, but hold nobody to a pong that the server itself did not read."""
+        assert self.ping_interval is not None
+        while True:
+            await asyncio.sleep(self.ping_interval)
+            pong = await self.ping()
+            while not await self._in_time(pong):
+                if not self._was_deaf:
+                    async with self.send_context():
+                        self.protocol.fail(1011, "keepalive ping timeout")
+
+    async def _in_time(self, pong: Awaitable[float]) -> bool:
+        self._was_deaf = self._deaf_since is not None
+        try:
+            async with asyncio.timeout(self.ping_timeout):
+                await asyncio.shield(pong)
+        except TimeoutError:
+            return False
+        return True
+
     def _stop_reading(self) -> None:
+        self._was_deaf = True
         self._deaf_since = self._sockets.clock()
         self.transport.pause_reading()
 
