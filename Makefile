@@ -6,7 +6,7 @@ INTERPRETERS = $(if $(PYTHON),"$(PYTHON)",python3.13 python3.12 python3.11 pytho
 SCRIPTED_UNLESS_LOCAL = test -s $(VENV)/.local || export GRAMI_MODEL="$${GRAMI_MODEL:-scripted}";
 
 .DELETE_ON_ERROR:
-.PHONY: help run serve test check format coverage bench stress abuse autobahn clean
+.PHONY: help run serve test scenarios check format coverage bench stress abuse autobahn clean
 
 help: ## list these targets
 	@echo "usage: make TARGET [PYTHON=/path/to/python] [VENV=.venv]"
@@ -20,6 +20,9 @@ serve: $(VENV)/.local ## serve the content swarm over WebSocket, until Ctrl-C
 
 test: $(VENV)/.test ## run the tests
 	@$(BIN)/python -m pytest
+
+scenarios: $(VENV)/.test ## play every scenario, on a real server and in simulation (ARGS='--grami-seeds 500' plays more)
+	@$(BIN)/python -m pytest scenarios $(ARGS)
 
 check: $(VENV)/.dev ## format, lint and type check, then the tests: what CI runs
 	@$(BIN)/ruff format --check
@@ -44,7 +47,6 @@ stress: $(VENV)/.test ## a million asks from eight threads, while actors stop, f
 	@$(BIN)/python benchmarks/stress.py --asks 1000000 --threads 8 $(ARGS)
 
 abuse: $(VENV)/.test ## rude, slow, wrong and very many clients, in about ten minutes (ARGS=--quick: half a one)
-	@$(PIP) psutil
 	@$(BIN)/python benchmarks/abuse.py $(ARGS)
 
 autobahn: $(VENV)/.test ## the WebSocket protocol's own test suite, beside the bare library (needs python2.7)

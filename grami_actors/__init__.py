@@ -4,16 +4,18 @@ Every agent, tool and client connection is an actor with a mailbox; a router beh
 Growth Manager) forwards typed messages between them. The floors, from the bottom; a module imports only
 from floors below its own::
 
-    15  cli/                                    the command line
-    14  scenario/                               scripts that play clients, and their transcript
+    17  cli/                                    the command line
+    16  scenario/                               scripts that play clients, and their transcript
+    15  recording/                              what happened, on paper: written, played again, drawn
+    14  simulation/                             the same program in virtual time, on a schedule from a seed
     13  manager                                 a swarm behind a gateway, published
-    12  gateway/  swarm                         the door to the outside; what is run
+    12  gateway/  swarm  coordination/          the door to the outside; what is run; how agents work together
     11  supervisor  agent  tools                who lives in the house
     10  system                                  the house
      9  lanes/  lifecycle  router               how actors run, live and find each other
-     8  actor                                   what a user subclasses
+     8  actor  history                         what a user subclasses; what happened, as plain data
      7  timers  registry  pools  watchdog       what is around an actor
-     7  profiling  recovery  context  guard
+     7  profiling  recovery  context  guard  census
      6  cell                                    what stays of an actor when it is restarted
      5  contracts  tracing                      what a cell needs of its house; spans of what is handled
      5  protocol  config                        the rules of the wire, and all settings

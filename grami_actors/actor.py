@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from datetime import UTC, datetime
+from functools import cached_property
+from random import Random
 from types import TracebackType
 from typing import Any, ClassVar, TypeVar
 
@@ -122,6 +125,19 @@ class Actor(_PykkaActor):  # type: ignore[misc]
         """This actor's name in its system."""
         cell = getattr(self, "_cell", None)
         return type(self).__name__ if cell is None else cell.name
+
+    def now(self) -> float:
+        """Seconds on the system's clock, which only goes forward; virtual in a simulation."""
+        return self._cell.runtime.now()
+
+    def utc_now(self) -> datetime:
+        """The time of day, in UTC; virtual in a simulation."""
+        return datetime.fromtimestamp(self._cell.runtime.wall(), UTC)
+
+    @cached_property
+    def random(self) -> Random:
+        """Dice of this actor, which a simulation can throw again: ``self.random.choice(names)``."""
+        return self._cell.runtime.new_random()
 
     def tell(self, to: str | Ref[Any], message: Any, *, detached: bool = False) -> None:
         """Send without waiting for an answer; the message inherits the scope unless ``detached``.

@@ -13,7 +13,6 @@ import os
 import re
 import secrets
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -24,7 +23,7 @@ import msgspec
 
 from grami_actors.errors import ConfigError, ErrorCode, ProtocolError
 from grami_actors.principals import EVERYTHING, Principal, grant
-from grami_actors.watched_file import Tell, WatchedFile
+from grami_actors.watched_file import Tell, WatchedFile, replace_file
 
 if sys.platform != "win32":
     import fcntl
@@ -168,7 +167,8 @@ class KeyStore:
             with _locked(self.path.with_name(f"{self.path.name}.lock")):
                 keys = dict(self._file.read())
                 yield keys
-                _replace(self.path, msgspec.json.encode(_Content(keys=tuple(keys.values()))))
+                content = msgspec.json.encode(_Content(keys=tuple(keys.values())))
+                replace_file(self.path, msgspec.json.format(content, indent=2) + b"\n")
         except OSError as error:
             raise ConfigError(f"cannot change {self.path}: {error.strerror}") from error
 
@@ -207,17 +207,3 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file that only its owner may read. It appears whole or not at all, also after a power failure."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(msgspec.json.format(data, indent=2) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

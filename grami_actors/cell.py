@@ -24,7 +24,7 @@ from pykka import messages as pykka_messages
 
 from grami_actors.budget import Budget, Meter
 from grami_actors.contracts import Lane, Runtime
-from grami_actors.errors import AgentCrashed, GramiError, MailboxFull, describe
+from grami_actors.errors import AgentCrashed, GramiError, MailboxFull, describe, in_words
 from grami_actors.future import AskTimeout, Future, Interrupt, current, details, handled, only_answer
 from grami_actors.mailbox import Closed, Mailbox
 from grami_actors.messages import Envelope, Last, Scope, Terminated
@@ -190,7 +190,7 @@ class Cell:
     def _announce(self, envelope: Envelope) -> None:
         envelope.sent_at = self.runtime.now()
         here = handled()
-        if here is not None and here.scope is not None and envelope.scope is not None:
+        if here is not None and (here.scope is not None or envelope.scope is None):
             envelope.cause = here.trace()
         if (clock := self.bus.clocked) is not None:
             clock.sent(self, envelope)
@@ -365,6 +365,10 @@ class Cell:
             envelope.taken_at = self.runtime.now()  # ``now`` may be that of a turn that began before it was sent
             if (clock := self.bus.clocked) is not None:
                 return clock.handle(self, envelope)  # type: ignore[no-any-return]
+        return self.perform(envelope)
+
+    def perform(self, envelope: Envelope) -> Coroutine[Any, Any, None] | None:
+        """Call the handler of a message that is in hand; returns what is left to be awaited."""
         message = envelope.message
         actor = self.actor
         try:
@@ -380,6 +384,7 @@ class Cell:
 
     async def drive(self, envelope: Envelope, result: Awaitable[Any], actor: Any) -> None:
         """Await what a handler of this instance returned, and finish its message."""
+        envelope.receiver = self  # not all who send say so, and the handler may send too
         current.set(envelope)
         self.at_work = envelope
         scope = envelope.scope
@@ -438,8 +443,8 @@ class Cell:
 
     def _redeliver(self, envelope: Envelope, failure: BaseException, *, counts: bool) -> bool:
         """Put a message back in front for the next instance."""
-        envelope.failure = failure
-        envelope.span = ""  # the next handling is another one
+        envelope.failure, envelope.span = failure, ""  # the next handling is another one
+        self.doomed = None  # and is not to end as this one
         if counts:
             self.lane.pause(self)  # before the message is there to be taken
         try:
@@ -479,10 +484,10 @@ class Cell:
         outcome = "ok" if error is None else str(getattr(error, "error_code", "AGENT_EXECUTION_FAILED"))
         waited = envelope.taken_at - envelope.sent_at if envelope.sent_at else 0.0
         took = self.runtime.now() - envelope.taken_at if envelope.taken_at else 0.0
-        traced = envelope.scope, envelope.span, envelope.cause
-        self.bus.publish(
-            MessageHandled(self.name, envelope.sender, envelope.message, waited, took, outcome, value, *traced)
-        )
+        asked, when = envelope.reply_to is not None, envelope.taken_at
+        traced = envelope.scope, envelope.span, envelope.cause, asked, in_words(error), when
+        told = self.name, envelope.sender, envelope.message, waited, took, outcome, value
+        self.bus.publish(MessageHandled(*told, *traced))
 
 
 def _envelope(message: Any) -> Envelope:

@@ -26,14 +26,13 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import msgspec
-from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import WebSocketException
 
 from grami_actors.conversation import Conversation, Frame, Hearing
 from grami_actors.encoding import JSON, MSGPACK
 from grami_actors.errors import ConfigError, ConnectionLost, DeadlineExceeded, ErrorCode, GramiError, MailboxFull
 from grami_actors.frames import Position
-from grami_actors.handshake import CLOSE_TIMEOUT, Handshake, Settings, Token, close, trusted
+from grami_actors.handshake import CLOSE_TIMEOUT, Dial, Handshake, Link, Settings, Token, close, trusted
 from grami_actors.messages import Message
 
 UNREAD = 10_000
@@ -44,19 +43,26 @@ GRACE = 1.0
 
 
 class Client:
-    """A connection to a Growth Manager. Made by :func:`connect`; safe for many requests at the same time."""
+    """A connection to a Growth Manager. Made by :func:`connect`; safe for many requests at the same time.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        settings: how it connects.
+        dial: makes its connections, if they are not to be over the network.
+    """
+
+    def __init__(self, settings: Settings, dial: Dial | None = None) -> None:
         self._settings = settings
         self._conversation = Conversation(MSGPACK if settings.encoding == "msgpack" else JSON)
-        self._handshake = Handshake(settings, self._conversation)
-        self._socket: ClientConnection | None = None
+        self._handshake = Handshake(settings, self._conversation, dial)
+        self._socket: Link | None = None
         self._connected = asyncio.Event()
         self._failure: GramiError | None = None
         self._runner: asyncio.Task[None] | None = None
         self._last_words: set[asyncio.Task[None]] = set()
         self._renewing = asyncio.Lock()
         self._renewed = 0
+        self._reads = asyncio.Event()
+        self._reads.set()
 
     @property
     def url(self) -> str:
@@ -87,6 +93,25 @@ class Client:
         """Whom the server takes this client for; empty before it said so."""
         welcome = self._conversation.welcome
         return (welcome and welcome.principal) or ""
+
+    @property
+    def connection(self) -> str:
+        """What the server calls this client's connection; empty before it said so."""
+        welcome = self._conversation.welcome
+        return (welcome and welcome.connection_id) or ""
+
+    def cut(self) -> None:
+        """Cut the connection without a goodbye, as a fault of the network does."""
+        if self._socket is not None:
+            self._socket.transport.abort()
+
+    def pause(self) -> None:
+        """Read nothing more until :meth:`resume`: the server sees a client that is slow."""
+        self._reads.clear()
+
+    def resume(self) -> None:
+        """Read again."""
+        self._reads.set()
 
     # --- requests ---
 
@@ -300,7 +325,7 @@ class Client:
             failed.__cause__ = error
             self._fail(failed)
 
-    async def _lived(self, socket: ClientConnection) -> ClientConnection:
+    async def _lived(self, socket: Link) -> Link:
         """Serve a connection until it is over; the next one. Raises GramiError: there is none."""
         loop = asyncio.get_running_loop()
         opened = loop.time()
@@ -336,12 +361,13 @@ class Client:
                         break
                     await asyncio.sleep((error.retry_after_ms or 1000) / 1000)
 
-    async def _read(self, socket: ClientConnection) -> str:
+    async def _read(self, socket: Link) -> str:
         """Read until the connection is over; why it is."""
         conversation = self._conversation
         try:
             async for data in socket:
                 conversation.receive(data)
+                await self._reads.wait()
                 if conversation.goaway is not None:
                     # What is in flight ends here; what is new waits for the next connection.
                     self._connected.clear()

@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 from grami_actors.deadlines import Deadlines
@@ -32,6 +33,12 @@ class Runtime(Protocol[C]):
 
     def now(self) -> float:
         """Seconds on the system's clock."""
+
+    def wall(self) -> float:
+        """Seconds since 1970."""
+
+    def new_random(self) -> random.Random:
+        """Dice of its own for an actor."""
 
     def resolve(self, to: str, message: Any, by: C | None = None) -> Any:
         """The destination that a name means for this message; raises DestinationNotFound or AgentUnavailable.
@@ -86,6 +93,9 @@ class Runtime(Protocol[C]):
     def new_trace_id(self) -> str:
         """32 hex digits."""
 
+    def begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task on the home loop whose first step is taken here and now, where that can be done."""
+
 
 class Lane(Protocol[C_contra]):
     """Where handlers run. The lifecycle drives a lane; a lane decides nothing."""
@@ -127,3 +137,6 @@ class Lane(Protocol[C_contra]):
 
     def detach(self, cell: C_contra) -> None:
         """Let go of the cell."""
+
+    async def close(self) -> None:
+        """Let go of everything: the system is closed."""

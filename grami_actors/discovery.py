@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
 from grami_actors.errors import ServerNotFound
+from grami_actors.watched_file import replace_file
 
 HIGHEST_PORT = 65_535
 STATE_FILE = "growth-manager.json"
@@ -77,14 +77,7 @@ def _runs(pid: int) -> bool:
 def write_state(directory: Path, state: ServerState) -> None:
     """Publish a running server. The file appears whole or not at all."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=directory, prefix=".growth-manager-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(msgspec.json.encode(state) + b"\n")
-        Path(temporary).replace(directory / STATE_FILE)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    replace_file(directory / STATE_FILE, msgspec.json.encode(state) + b"\n")
 
 
 def read_state(directory: Path) -> ServerState | None:

@@ -35,6 +35,7 @@ stands in the server's log.
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from typing import Any
 
@@ -103,6 +104,13 @@ def describe(error: BaseException) -> str:
     except Exception:  # noqa: BLE001 - an exception may bring code of its own that fails
         text = "(its text cannot be read)"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def in_words(error: BaseException | None) -> str:
+    """What an answer that is an error says; empty for none."""
+    if error is None:
+        return ""
+    return error.message if isinstance(error, GramiError) else describe(error)
 
 
 class GramiError(Exception):
@@ -238,7 +246,7 @@ class RateLimited(UpstreamError):
     def __init__(self, message: str = "", *, retry_after: float | None = None, **details: Any) -> None:
         super().__init__(message, **details)
         if retry_after is not None:
-            self.retry_after_ms = round(retry_after * 1000)
+            self.retry_after_ms = math.ceil(retry_after * 1000)  # rounded down, it would be tried too early
 
 
 class QuotaExceeded(GramiError):

@@ -113,7 +113,7 @@ class Future(Scope, pykka.Future[T]):
                 self._callbacks = None
             parent = self.parent
             if parent is not None and parent._children is not None:
-                parent._children.discard(self)
+                parent._children.pop(self, None)
         if waiters is not None:
             for waiter in waiters:
                 _wake(waiter)
@@ -417,7 +417,9 @@ def _path(start: Party, goal: Party) -> list[Party] | None:
             return trail
         for future, envelope in tuple(trail[-1].waits.items()):
             party = future._target
-            if party is not None and trail[-1].at_work is envelope and id(party) not in seen:
+            # What is answered holds nobody up, also before whoever waits for it has woken.
+            waiting = future._outcome is None and trail[-1].at_work is envelope
+            if party is not None and waiting and id(party) not in seen:
                 seen.add(id(party))
                 trails.append([*trail, party])
     return None

@@ -15,7 +15,7 @@ from typing import Any
 from grami_actors.cell import CONNECTION, Cell
 from grami_actors.errors import PermissionDenied
 from grami_actors.future import handled
-from grami_actors.messages import Message, Scope, snake_case
+from grami_actors.messages import Scope, type_name
 from grami_actors.permissions import AGENT, TOOL, Identity, Permissions
 from grami_actors.principals import ANONYMOUS, Principal
 
@@ -44,14 +44,14 @@ class Guard:
         """
         # One that nobody has seen to is nobody.
         principal: Principal = getattr(scope, "principal", None) or ANONYMOUS
-        kind = _type_of(message)
+        kind = type_name(type(message))
         if not self._permissions.may_send(principal, kind, name):
             where = f" to {to!r}" if to else ""
             raise PermissionDenied(f"{principal.name!r} may not send {kind!r}{where}")
 
     def check_send(self, by: Cell, message: Any, name: str) -> None:
         """An actor sends to a name."""
-        kind = _type_of(message)
+        kind = type_name(type(message))
         may = partial(self._permissions.may_send, message_type=kind, to=name)
         self._check(by, may, f"send {kind!r} to {name!r}")
 
@@ -100,14 +100,3 @@ def _identity(name: str, agent_name: str) -> Identity | None:
     # An instance of a pool, by its name: on_start runs before the pool has it.
     instance = agent_name and re.fullmatch(rf"{re.escape(agent_name)}-\d+", name)
     return Identity(AGENT + (agent_name if instance else name))
-
-
-def _type_of(message: Any) -> str:
-    kind: Any = type(message)
-    return _type_name(kind)
-
-
-@lru_cache(maxsize=4096)
-def _type_name(kind: type) -> str:
-    """What rules call a type of messages."""
-    return str(kind.__struct_config__.tag) if issubclass(kind, Message) else snake_case(kind.__name__)

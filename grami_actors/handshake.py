@@ -7,22 +7,24 @@ import inspect
 import os
 import random
 import ssl
-from collections.abc import Awaitable, Callable
-from typing import Literal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Literal, Protocol
 
 import msgspec
-from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as websocket_connect
 from websockets.exceptions import WebSocketException
 from websockets.typing import Subprotocol
 
 from grami_actors.conversation import HELLO, Conversation, Frame
-from grami_actors.discovery import locate
-from grami_actors.encoding import JSON
+from grami_actors.discovery import Located, locate
+from grami_actors.encoding import JSON, Encoding
 from grami_actors.errors import ConfigError, ConnectionLost, ErrorCode, GramiError, ServerNotFound, error_from_code
 from grami_actors.frames import CLOSE_AUTH_TIMEOUT, CLOSE_FORBIDDEN, CLOSE_TOKEN_EXPIRED, CLOSE_UNAUTHENTICATED
 
 Token = str | Callable[[], str | Awaitable[str]]
+
+NOWHERE = "memory"
+"""The address of a server that a client does not get to over the network, if it is given no other."""
 
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 10.0
@@ -59,6 +61,45 @@ class _Direct(websocket_connect):
         return exc
 
 
+class Transport(Protocol):
+    """What carries a connection."""
+
+    def abort(self) -> None:
+        """Cut it without a word."""
+
+
+class Link(Protocol):
+    """What a client needs of its connection: a WebSocket of the library is one, and so is one in memory."""
+
+    @property
+    def transport(self) -> Transport:
+        """What carries it."""
+
+    @property
+    def close_code(self) -> int | None:
+        """What it was closed with; ``None`` while it is open."""
+
+    @property
+    def close_reason(self) -> str | None:
+        """What was said with that."""
+
+    async def send(self, message: str | bytes, *, text: bool | None = None) -> None:
+        """Send one frame. Raises WebSocketException when it is closed."""
+
+    async def recv(self) -> str | bytes:
+        """The next frame. Raises WebSocketException when it is closed."""
+
+    def __aiter__(self) -> AsyncIterator[str | bytes]:
+        """All frames, until it is closed. Raises WebSocketException if not normally."""
+
+    async def close(self) -> None:
+        """Close it, with a goodbye."""
+
+
+Dial = Callable[[Encoding], Awaitable[Link]]
+"""Makes a connection whose frames are in an encoding. Raises OSError if there is none to be had."""
+
+
 class Settings(msgspec.Struct, frozen=True):
     """How a client connects; see :func:`connect`."""
 
@@ -76,20 +117,22 @@ class Handshake:
     Args:
         settings: how.
         conversation: begins anew with each of them.
+        dial: makes them, if it is not to be over the network.
 
     Attributes:
         url: where the last one went.
         token: who this is.
     """
 
-    def __init__(self, settings: Settings, conversation: Conversation) -> None:
+    def __init__(self, settings: Settings, conversation: Conversation, dial: Dial | None = None) -> None:
         self.url = ""
         self.token = settings.token
         self._settings = settings
         self._conversation = conversation
+        self._dial = dial
         self._delay = FIRST_DELAY
 
-    async def open(self, deadline: float | None) -> ClientConnection:
+    async def open(self, deadline: float | None) -> Link:
         """Connect; with a deadline (seconds on the loop's clock) try again until then, with backoff.
 
         Raises:
@@ -113,13 +156,13 @@ class Handshake:
         delay, self._delay = self._delay, min(self._delay * 2, LONGEST_DELAY)
         return delay * random.uniform(0.5, 1.0)
 
-    async def _try(self) -> ClientConnection:
+    async def _try(self) -> Link:
         """Connect. Raises GramiError."""
-        located = locate(self._settings.url)
+        located = locate(self._settings.url) if self._dial is None else Located(self._settings.url or NOWHERE)
         self.url = located.url
         token = await self.credential() or located.token
         try:
-            socket = await self._handshake(located.url)
+            socket = await self._connect(located.url)
         except (OSError, ValueError, WebSocketException) as error:
             raise _unreachable(located.url, str(error) or type(error).__name__) from None
         try:
@@ -136,8 +179,10 @@ class Handshake:
             raise
         return socket
 
-    async def _handshake(self, url: str) -> ClientConnection:
+    async def _connect(self, url: str) -> Link:
         encoding = self._conversation.encoding
+        if self._dial is not None:
+            return await self._dial(encoding)
         return await _Direct(
             url,
             open_timeout=self._settings.open_timeout,
@@ -161,7 +206,7 @@ class Handshake:
         except Exception as error:
             raise _TokenFailed(f"the function that gives the tokens failed: {error}") from error
 
-    async def _greet(self, socket: ClientConnection, token: str) -> None:
+    async def _greet(self, socket: Link, token: str) -> None:
         """Say who this is. Raises GramiError: the server refuses; TimeoutError: it says nothing."""
         conversation = self._conversation
         answers: list[Frame | GramiError] = []
@@ -193,7 +238,7 @@ class Handshake:
         return error_from_code(kind, f"{text}: {advice}")
 
 
-async def close(socket: ClientConnection) -> None:
+async def close(socket: Link) -> None:
     """Close a connection, with a goodbye if there is time for it."""
     try:
         await socket.close()

@@ -212,7 +212,7 @@ class Mailbox:
             try:
                 envelope = self._queue.popleft()
             except IndexError:
-                if self.parked:  # while the last one was taken
+                if self.parked and self.capacity:  # while the last one was taken
                     self._admit()
                 elif self.rest():
                     return None

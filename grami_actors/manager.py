@@ -132,8 +132,7 @@ class GrowthManager:
         return Authority(keys, jwt)
 
     def _doubt(self, text: str) -> None:
-        if Doubted in self.system.bus:
-            self.system.bus.publish(Doubted(text))
+        self.system.bus.publish(Doubted(text))
 
     def _documents(self, catalog: Catalog) -> dict[str, Document]:
         """What is served beside the WebSocket."""
@@ -160,7 +159,7 @@ class GrowthManager:
 
     def _outboxes(self) -> Iterator[int]:
         if self._gateway is not None:
-            yield from (each.outbox_bytes for each in self._gateway.connections())
+            yield from self._gateway.outboxes()
 
     async def drained(self) -> None:
         """Wait until an administrator wants the server to stop (``admin.drain``)."""

@@ -12,6 +12,7 @@ import random
 import re
 import threading
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Protocol
 
 import msgspec
@@ -30,9 +31,15 @@ LONGEST_NAME = 128
 RESERVED_PREFIXES = ("response", "job.", "admin.", "grami.")
 
 
+@lru_cache(maxsize=4096)
 def snake_case(name: str) -> str:
     """``ContentRequest`` becomes ``content_request``: how classes are named on the wire."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def type_name(kind: type) -> str:
+    """What a class of messages is called: its type on the wire; one that is not for the wire, as if it were."""
+    return str(kind.__struct_config__.tag) if issubclass(kind, Message) else snake_case(kind.__name__)
 
 
 class _MessageMeta(msgspec.StructMeta):
@@ -150,7 +157,7 @@ class Scope:
     _closed: bool = False
     _trace: str | Callable[[], str] = ""
     _lock: threading.Lock = threading.Lock()  # of scopes that belong to no request yet
-    _children: set[Scope] | None = None
+    _children: dict[Scope, None] | None = None
     _callbacks: list[Callable[[GramiError], object]] | None = None
 
     def __init__(
@@ -186,10 +193,11 @@ class Scope:
         if parent._children is None:
             with lock:
                 if parent._children is None and parent.reason is None:
-                    parent._children = set()
-        # No lock: a set adds atomically, and whoever cancels says why before it looks for children.
+                    parent._children = {}
+        # No lock: a dict adds atomically, and whoever cancels says why before it looks for children. It keeps their
+        # order, which a set does not: what is cancelled first must not be another in each run.
         if (siblings := parent._children) is not None:
-            siblings.add(self)
+            siblings[self] = None
         if parent.reason is not None:
             self.reason = parent.reason
 
@@ -277,7 +285,7 @@ class Scope:
         self._callbacks = None
         parent = self.parent
         if parent is not None and parent._children is not None:
-            parent._children.discard(self)
+            parent._children.pop(self, None)
 
     def expire(self) -> None:
         """Cancel because the deadline passed."""

@@ -27,7 +27,7 @@ import msgspec
 
 from grami_actors.cell import CONNECTION, CONTROL, Cell
 from grami_actors.errors import ErrorCode, GramiError
-from grami_actors.messages import Envelope, Scope, snake_case
+from grami_actors.messages import Envelope, Scope, type_name
 from grami_actors.telemetry import Bus
 
 LONGEST = 300.0
@@ -260,6 +260,10 @@ class Profile:
             self._threads.append(here)
         return here
 
+    def given(self, _cell: Cell, _envelope: Envelope) -> bool:
+        """Always."""
+        return True
+
     def handled(self, cell: Cell, envelope: Envelope) -> None:
         """Count what a worker process has handled."""
         if cell.lane.name == "process" and envelope.taken_at:
@@ -384,10 +388,7 @@ def _label(cell: Cell, message: Any) -> str:
     if cell.name.startswith(TOOL):
         return _word(cell.name)
     pool = getattr(cell.spec.kind, "agent_name", "") or _NUMBER.sub("", cell.name)
-    config = getattr(message, "__struct_config__", None)
-    tag = None if config is None else config.tag
-    kind = tag if isinstance(tag, str) else snake_case(type(message).__name__)
-    return _word(f"{pool}.{kind}")
+    return _word(f"{pool}.{type_name(type(message))}")
 
 
 def _word(text: str) -> str:

@@ -15,7 +15,7 @@ from grami_actors.catalog import Catalog
 from grami_actors.cell import CONNECTION
 from grami_actors.errors import ConfigError, StartFailed
 from grami_actors.frames import PROTOCOL_VERSION
-from grami_actors.messages import Message, ToolCall
+from grami_actors.messages import Message, ToolCall, type_name
 from grami_actors.model import Model
 from grami_actors.restarts import RestartPolicy
 from grami_actors.spec import Spec
@@ -91,7 +91,7 @@ class Swarm:
         kinds: list[type[Message]] = [kind for source in self.agents for kind in _kind(source).handlers]
         kinds += [ToolCall] * bool(self.tools)
         for kind in kinds:
-            name = _type_of(kind)
+            name = type_name(kind)
             if found.setdefault(name, kind) is not kind:
                 raise ConfigError(f"two message classes have the type {name!r}: {found[name]} and {kind}")
         return found
@@ -109,10 +109,10 @@ class Swarm:
         """
         may = allowed or (lambda _type, _to: True)
         handled = {
-            kind.agent_name: [each for each in kind.handlers if may(_type_of(each), kind.agent_name)]
+            kind.agent_name: [each for each in kind.handlers if may(type_name(each), kind.agent_name)]
             for kind in map(_kind, self.agents)
         }
-        tools = [each for each in self.tools if may(_type_of(ToolCall), f"tool:{each.name}")]
+        tools = [each for each in self.tools if may(type_name(ToolCall), f"tool:{each.name}")]
         handlers = {kind: name for name, kinds in reversed(handled.items()) for kind in kinds}
         handlers |= {ToolCall: "tool:NAME"} if tools else {}
         return {
@@ -127,7 +127,7 @@ class Swarm:
                     name=kind.agent_name,
                     description=inspect.cleandoc(kind.__doc__ or ""),
                     instances=kind.instances,
-                    handles=tuple(map(_type_of, handled[kind.agent_name])),
+                    handles=tuple(map(type_name, handled[kind.agent_name])),
                 )
                 for kind in map(_kind, self.agents)
                 if allowed is None or handled[kind.agent_name]
@@ -187,10 +187,6 @@ class Swarm:
 
 def _kind(source: AgentSource) -> Any:
     return source.func if isinstance(source, partial) else source
-
-
-def _type_of(kind: type[Message]) -> str:
-    return str(kind.__struct_config__.tag)
 
 
 def _check_name(name: str) -> None:

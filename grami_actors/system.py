@@ -9,17 +9,16 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
-
-import msgspec
 
 from grami_actors import registry
 from grami_actors.actor import Actor, specify
 from grami_actors.budget import Budget
 from grami_actors.cell import CONNECTION, Cell
+from grami_actors.census import ActorInfo, describe_actor
 from grami_actors.contracts import Lane
 from grami_actors.deadlines import Deadlines
 from grami_actors.errors import (
@@ -30,14 +29,14 @@ from grami_actors.errors import (
     MailboxFull,
     ShuttingDown,
 )
-from grami_actors.future import Future, current
+from grami_actors.future import Future, begin, current
 from grami_actors.gates import Gates, RateGate
 from grami_actors.guard import ROUTER, Guard
 from grami_actors.lanes.loop import LoopLane
 from grami_actors.lanes.process import ProcessLane, Workers
 from grami_actors.lanes.thread import THREADS, ThreadLane
 from grami_actors.lifecycle import Lifecycle
-from grami_actors.mailbox import Closed, Statistics
+from grami_actors.mailbox import Closed
 from grami_actors.messages import Envelope, Last, Scope, Terminated, snake_case
 from grami_actors.permissions import Permissions
 from grami_actors.profiling import Profile
@@ -52,18 +51,6 @@ A = TypeVar("A", bound=Actor)
 
 SLOW_TURN = 0.05
 """Seconds after which a handler that keeps the loop's thread is reported."""
-
-
-class ActorInfo(msgspec.Struct, frozen=True):
-    """A line of :meth:`ActorSystem.tree`."""
-
-    name: str
-    kind: str
-    lane: LaneName
-    state: str
-    restarts: int
-    mailbox: Statistics
-    children: tuple[ActorInfo, ...]
 
 
 class ActorSystem:
@@ -87,6 +74,9 @@ class ActorSystem:
         permissions: the rules that clients and actors are held to. What the program itself does, outside of any
             actor, is not asked for; and a ref is a permission of its own: whoever has one may send to it.
     """
+
+    simulated = False
+    """Whether its time is virtual: then nothing outside of it is touched."""
 
     def __init__(
         self,
@@ -122,12 +112,7 @@ class ActorSystem:
         self.loop = asyncio.get_running_loop()
         self._home = threading.get_ident()
         self.deadlines = Deadlines(self.loop, self.now)
-        self._processes = ProcessLane(self.loop, self._workers)
-        self._lanes: dict[LaneName, Lane[Cell]] = {
-            "loop": LoopLane(self.loop, self.now),
-            "thread": ThreadLane(self.loop, self._threads),
-            "process": self._processes,
-        }
+        self._lanes = self._make_lanes()
         self._lifecycle = Lifecycle(self, self._rng.random)
         turns = LoopLane.turn.__code__, Profile.handle.__code__
         self._watchdog = None if self._slow_turn is None else Watchdog(self.loop, self.bus, self._slow_turn, *turns)
@@ -136,6 +121,11 @@ class ActorSystem:
         current.set(current.get())
         self.router = await self.spawn(Router, self.table, self._guard, name=ROUTER)
         return self
+
+    def _make_lanes(self) -> dict[LaneName, Lane[Cell]]:
+        self._processes = ProcessLane(self.loop, self._workers)
+        threads = ThreadLane(self.loop, self._threads)
+        return {"loop": LoopLane(self.loop, self.now), "thread": threads, "process": self._processes}
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -151,7 +141,8 @@ class ActorSystem:
                 if not ended.done():
                     await asyncio.shield(_wait(ended))
         await self._lifecycle.close()
-        await self._processes.close()
+        for lane in self._lanes.values():
+            await lane.close()
         self.deadlines.close()
         if self._watchdog is not None:
             self._watchdog.close()
@@ -329,7 +320,7 @@ class ActorSystem:
 
     def tree(self) -> tuple[ActorInfo, ...]:
         """Every actor with its children, state, restarts and mailbox."""
-        return tuple(_info(cell) for cell in self.table.cells.values() if cell.parent is None)
+        return tuple(describe_actor(cell) for cell in self.table.cells.values() if cell.parent is None)
 
     def depths(self) -> Iterator[tuple[str, int]]:
         """Name and number of queued messages of every actor, connections left out."""
@@ -480,17 +471,22 @@ class ActorSystem:
         """32 hex digits."""
         return f"{self._rng.getrandbits(128):032x}"
 
+    def wall(self) -> float:
+        """Seconds since 1970: the time of day, for people."""
+        return time.time()
 
-def _info(cell: Cell) -> ActorInfo:
-    return ActorInfo(
-        name=cell.name,
-        kind=cell.spec.kind.__name__,
-        lane=cell.lane.name,
-        state=cell.state,
-        restarts=cell.restarts,
-        mailbox=cell.mailbox.statistics(),
-        children=tuple(_info(child) for child in cell.children.values()),
-    )
+    def new_random(self) -> random.Random:
+        """Dice of its own for an actor, seeded by those of the system."""
+        return random.Random(self._rng.getrandbits(64))
+
+    @staticmethod
+    def aside(name: str, work: Callable[[], object]) -> None:
+        """Do what may block or hang, on a thread of its own that nobody waits for."""
+        threading.Thread(target=work, name=name, daemon=True).start()
+
+    def begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task on the home loop whose first step is taken here and now, where the interpreter can do that."""
+        return begin(self.loop, work)
 
 
 async def _wait(future: Future[Any]) -> Any:

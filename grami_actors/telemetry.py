@@ -92,7 +92,10 @@ class MessageHandled(Event, frozen=True):
         result: what was answered.
         scope: that of the message; ``None`` outside any request.
         span: 16 hex digits that name this handling in traces, if somebody needed them by now.
-        cause: the same of the handling that sent the message, if that belongs to a request.
+        cause: the same of the handling that sent the message, if both belong to a request, or neither does.
+        asked: whether an answer was wanted.
+        error: the text of the error that was answered.
+        taken_at: seconds on the system's clock when the handler began; the event may come a while after its end.
     """
 
     actor: str
@@ -105,6 +108,9 @@ class MessageHandled(Event, frozen=True):
     scope: Any = None
     span: str = ""
     cause: str = ""
+    asked: bool = False
+    error: str = ""
+    taken_at: float = 0.0
 
 
 class ToolCalled(Event, frozen=True):
@@ -155,10 +161,27 @@ class ConnectionOpened(Event, frozen=True):
 
 
 class ConnectionAuthenticated(Event, frozen=True):
-    """The connection has a principal (``anonymous`` where none is asked for)."""
+    """The connection has a principal (``anonymous`` where none is asked for), with the scopes it was granted."""
 
     connection: str
     principal: str
+    scopes: Any = frozenset()
+
+
+class FramePassed(Event, frozen=True):
+    """A frame came from a client, or was handed to its socket. It may hold a token.
+
+    Attributes:
+        connection: the client's.
+        way: ``in`` or ``out``.
+        frame: text or bytes, as on the wire.
+        encoding: that of the connection (:class:`grami_actors.encoding.Encoding`).
+    """
+
+    connection: str
+    way: str
+    frame: Any
+    encoding: Any
 
 
 class ConnectionRefused(Event, frozen=True):
@@ -266,13 +289,19 @@ Listener = Callable[[Any], None]
 
 
 class Clock(Protocol):
-    """Measures handlers while a profile runs (:class:`grami_actors.profiling.Profile`); from any thread."""
+    """Stands between a cell and its handlers while a profile runs, or faults are put in; from any thread.
+
+    See :class:`grami_actors.profiling.Profile` and :class:`grami_actors.simulation.faults.Injector`.
+    """
 
     def sent(self, cell: Any, envelope: Any) -> None:
         """An envelope is about to be put into the mailbox of a cell."""
 
     def handle(self, cell: Any, envelope: Any) -> Any:
         """Do the part of :meth:`grami_actors.cell.Cell.handle` that runs the handler."""
+
+    def given(self, cell: Any, envelope: Any) -> bool:
+        """Whether a message is to be given to a worker process now."""
 
     def handled(self, cell: Any, envelope: Any) -> None:
         """The handler of a message ended, here or in a worker process."""

@@ -281,7 +281,7 @@ class ToolActor(Actor):
         if self._tool.upstream is None:
             return self._run(call)
         gate = self.gate(self._tool.upstream)
-        if self._tool.lane == "thread" and not inspect.iscoroutinefunction(self._tool.load()):
+        if self._cell.lane.name == "thread" and not inspect.iscoroutinefunction(self._tool.load()):
             return self._run_blocking(gate, call)
         return pass_gate(gate, partial(self._run, call))
 

@@ -49,7 +49,8 @@ class Watchdog:
         self._bus = bus
         self._slow = slow
         # What handles messages, and the variable in which it has the cell.
-        self._handling = {Cell.handle.__code__: "self", Cell.drive.__code__: "self"} | dict.fromkeys(turns, "cell")
+        ours = (Cell.handle.__code__, Cell.perform.__code__, Cell.drive.__code__)
+        self._handling = dict.fromkeys(ours, "self") | dict.fromkeys(turns, "cell")
         self._watched = threading.get_ident()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="grami-watchdog", daemon=True)

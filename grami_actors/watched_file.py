@@ -1,4 +1,4 @@
-"""A small file that is read again when it changes. Floor 1.
+"""Small files: read again when they change, and replaced as a whole. Floor 1.
 
 Rule 1: a file that cannot be used is an error at the start; later, what was read last stays in force.
 Rule 2: the file is looked at when it is asked for, and not more often than every half second.
@@ -6,6 +6,8 @@ Rule 2: the file is looked at when it is asked for, and not more often than ever
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -47,7 +49,7 @@ class WatchedFile(Generic[T]):
         self._missing = missing
         self._tell = tell
         self._looked_at: float | None = None
-        self._seen = self._look()
+        self._seen = identity(path)
         self._content = self.read()
 
     def content(self, now: float) -> T:
@@ -55,7 +57,7 @@ class WatchedFile(Generic[T]):
         # A clock that was set back must not stop the looking.
         if self._looked_at is None or not 0 <= now - self._looked_at < LOOK_EVERY:
             self._looked_at = now
-            seen = self._look()
+            seen = identity(self.path)
             if seen != self._seen:
                 self._seen = seen
                 self._take_change()
@@ -80,10 +82,30 @@ class WatchedFile(Generic[T]):
             if self._tell is not None:
                 self._tell(f"{error.message}; what it said before stays in force")
 
-    def _look(self) -> tuple[int, ...]:
-        """What changes when the file does. Taken before reading: a change in between is seen at the next look."""
-        try:
-            found = self.path.stat()
-        except OSError:
-            return ()
-        return found.st_ino, found.st_size, found.st_mtime_ns
+
+def identity(path: Path) -> tuple[int, ...]:
+    """What changes when a file does. To be taken before reading: a change in between is seen at the next look."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    # The time of the last change of owner or mode too: that may be what makes a file readable.
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file that only its owner may read. It appears whole or not at all, also after a power failure.
+
+    Raises:
+        OSError: it cannot be written; the one that was there is as it was.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

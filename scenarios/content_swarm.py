@@ -1,8 +1,10 @@
 """A content swarm: a strategist plans, three writers draft at the same time, a critic picks the best draft.
 
-Play it:    grami run scenarios/content_swarm.py
-Serve it:   grami serve scenarios/content_swarm.py
-Ask it:     grami send content_request platform=instagram niche=coffee --stream
+Play it:      grami run scenarios/content_swarm.py
+Simulate it:  grami run scenarios/content_swarm.py --simulate
+Break it:     grami run scenarios/content_swarm.py whatever_happens --simulate --faults crash
+Serve it:     grami serve scenarios/content_swarm.py
+Ask it:       grami send content_request platform=instagram niche=coffee --stream
 
 The text comes from the swarm's language model: a small one that runs here, or the one that GRAMI_MODEL names.
 With GRAMI_MODEL=scripted the answers are fixed, and no model is needed. The small model only knows how to go
@@ -361,9 +363,10 @@ async def a_writer_dies(play: Play) -> None:
 async def what_goes_wrong_is_said(play: Play) -> None:
     """Wrong requests get a code and a reason, and nobody else notices."""
     erin = await play.client("erin")
+    busy = play.faults.stall("strategist", 60.0)
     for code, fields in {
         "VALIDATION_FAILED": {"niche": "coffee"},
-        "DEADLINE_EXCEEDED": {"platform": "instagram", "timeout": 0.001},
+        "DEADLINE_EXCEEDED": {"platform": "instagram", "timeout": 0.05},
         "DESTINATION_NOT_FOUND": {"platform": "instagram", "to": "nobody"},
     }.items():
         try:
@@ -372,5 +375,23 @@ async def what_goes_wrong_is_said(play: Play) -> None:
             play.check(f"{code} is answered", error.error_code == code, str(error))
         else:
             play.check(f"{code} is answered", condition=False)
+    busy.undo()
     post = await erin.request("content_request", platform="instagram", niche="coffee", timeout=PATIENCE)
     check_post(play, "erin", post, "coffee", LIMITS["instagram"])
+
+
+@scenario
+async def whatever_happens(play: Play) -> None:
+    """Under any faults a client gets a whole post, or an error that says why; without faults, a post."""
+    clients = [await play.client(name) for name in ("frank", "grace")]
+    asked = [client.start(ContentRequest("instagram", "coffee"), timeout=PATIENCE) for client in clients]
+    for client, pending in zip(clients, asked, strict=True):
+        try:
+            post = await pending
+        except GramiError as error:
+            struck = play.transcript.faults()
+            play.check(f"{client.name} is told what went wrong", error.error_code and error.message)
+            play.check(f"{client.name} is refused for a fault, not without one", struck, str(error))
+        else:
+            check_post(play, client.name, post, "coffee", LIMITS["instagram"])
+    play.check("both know it in time", play.now() <= PATIENCE + 1.0, f"{play.now():.3g} s")

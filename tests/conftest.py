@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import json
+import socket as sockets
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -23,6 +24,9 @@ from grami_actors.system import ActorSystem
 from grami_actors.telemetry import Event
 
 LANES = ("loop", "thread")
+
+collect_ignore = ["scripts"]
+"""Scenarios that are there to fail: the tests of ``grami run`` play them."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -127,6 +131,19 @@ async def serving(swarm: Swarm, **settings: Any) -> AsyncIterator[GrowthManager]
     settings.setdefault("drain_timeout", 0.2)
     async with asyncio.timeout(40), GrowthManager(swarm, Config(**settings), publish=False) as manager:
         yield manager
+
+
+def free_port() -> int:
+    with sockets.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def cut(manager: GrowthManager) -> None:
+    """Cut all connections of a server without a goodbye, as the death of its process does."""
+    assert manager._gateway is not None
+    for connection in tuple(manager._gateway._open):
+        connection.transport.abort()
 
 
 @asynccontextmanager

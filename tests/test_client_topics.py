@@ -24,9 +24,9 @@ from grami_actors.gateway.feed import Feed, Missed
 from grami_actors.permissions import Rule
 from grami_actors.telemetry import Bus, Published
 from grami_actors.topics import Topics
-from tests.conftest import serving
+from tests.conftest import cut, serving, turns_until
 from tests.swarms import small_swarm
-from tests.test_client import asking, cut, server, until
+from tests.test_client import asking
 
 
 class Listener:
@@ -59,8 +59,8 @@ class Listener:
 async def listening(grami: Client, *topics: str) -> AsyncIterator[list[Listener]]:
     """Listeners whose subscriptions the server has."""
     listeners = [Listener(grami, topic) for topic in topics]
-    await until(lambda: len(grami._conversation.hearings) == len(topics))
-    await until(lambda: all(each.live for each in grami._conversation.hearings))
+    await turns_until(lambda: len(grami._conversation.hearings) == len(topics))
+    await turns_until(lambda: all(each.live for each in grami._conversation.hearings))
     try:
         yield listeners
     finally:
@@ -78,7 +78,7 @@ async def test_a_subscription_goes_on_over_a_lost_connection_with_what_it_missed
         assert await news.heard(1) == [1]
         assert manager._gateway is not None
         next(iter(manager._gateway._open)).transport.abort()
-        await until(lambda: not grami._connected.is_set())
+        await turns_until(lambda: not grami._connected.is_set())
         for number in (2, 3):
             await other.publish("news.a", number)
         await other.publish("news.a", 4)
@@ -87,13 +87,13 @@ async def test_a_subscription_goes_on_over_a_lost_connection_with_what_it_missed
 
 async def test_after_a_restart_a_gap_stands_where_events_may_be_missing() -> None:
     async with asyncio.timeout(20):
-        async with server(0) as first:
+        async with serving(small_swarm()) as first:
             grami = await connect(first.url).__aenter__()
             news = Listener(grami, "news")
-            await until(lambda: any(each.live for each in grami._conversation.hearings))
+            await turns_until(lambda: any(each.live for each in grami._conversation.hearings))
             await grami.publish("news", "before")
             await news.heard(1)
-        async with server(first.port):
+        async with serving(small_swarm(), port=first.port):
             await grami.ping()
             await news.heard(2)
             await grami.publish("news", "after")
@@ -112,7 +112,7 @@ async def test_what_one_subscription_missed_is_not_taken_for_what_another_saw() 
         await every.heard(2)
         assert manager._gateway is not None
         next(iter(manager._gateway._open)).transport.abort()
-        await until(lambda: not grami._connected.is_set())
+        await turns_until(lambda: not grami._connected.is_set())
         for number, topic in enumerate(("a.x", "b.y", "a.x"), 3):
             await other.publish(topic, number)
         assert await every.heard(5) == [1, 2, 3, 4, 5]
@@ -214,7 +214,7 @@ async def test_a_topic_that_one_leaves_while_another_comes_is_still_heard() -> N
                 leaving.task.cancel()
                 coming = Listener(grami, "news")
                 await asyncio.wait((leaving.task,))
-                await until(lambda: any(each.live for each in grami._conversation.hearings))
+                await turns_until(lambda: any(each.live for each in grami._conversation.hearings))
                 await grami.publish("news", "for whoever came")
                 await asyncio.wait_for(coming.heard(1), 5)
                 await coming.left()
@@ -246,7 +246,7 @@ async def test_events_that_are_not_read_are_bounded_and_the_reader_is_told(monke
     async with asking() as (grami, manager):
         frames = grami.subscribe("news")
         first = asyncio.ensure_future(anext(frames))
-        await until(lambda: any(each.live for each in grami._conversation.hearings))
+        await turns_until(lambda: any(each.live for each in grami._conversation.hearings))
         for number in range(30):
             await grami.publish("news", number)
         read = [(await first).data, *[(await anext(frames)).data for _ in range(10)]]
@@ -324,7 +324,7 @@ async def test_a_subscription_that_is_refused_on_the_next_connection_ends_with_t
     rules: tuple[Rule, ...] = (Rule(subscribe=(">",), publish=(">",)),)
     async with asyncio.timeout(20), serving(small_swarm(), rules=rules) as manager, connect(manager.url) as grami:
         news = Listener(grami, "news")
-        await until(lambda: any(each.live for each in grami._conversation.hearings))
+        await turns_until(lambda: any(each.live for each in grami._conversation.hearings))
         setting = manager.policy.permissions
         manager.policy.permissions = type(setting)((Rule(subscribe=("other",)),))
         cut(manager)

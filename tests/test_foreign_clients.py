@@ -6,8 +6,6 @@ import asyncio
 import json
 import shutil
 import subprocess
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,12 +15,11 @@ import pytest
 
 from grami_actors import Agent, Message, Swarm, handles
 from grami_actors.telemetry import ConnectionRefused
+from tests.browser import in_browser, site, visit
 from tests.conftest import Recorder, serving
 
 NODE = shutil.which("node")
-CHROMIUM = shutil.which("chromium")
 NODE_MODULES = Path(__file__).parents[1] / ".ci" / "node" / "node_modules"
-BROWSER_PATIENCE = 30.0
 
 
 class ContentRequest(Message):
@@ -141,62 +138,7 @@ socket.onclose = (event) => { told.events.push("close " + event.code); done(); }
 """
 
 
-class Site:
-    """A web site with one page, which tells it what came of the page's WebSocket."""
-
-    def __init__(self) -> None:
-        self.told: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self.page = ""
-
-    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        length = next((int(line.split(":")[1]) for line in head.split("\r\n") if "content-length" in line.lower()), 0)
-        body = (await reader.readexactly(length)).decode()
-        if head.startswith("POST /told ") and not self.told.done():
-            self.told.set_result(json.loads(body))
-        text = self.page.encode() if head.startswith("GET / ") else b""
-        status = b"200 OK" if text else b"204 No Content"
-        fields = b"Content-Type: text/html; charset=utf-8\r\nContent-Length: %d\r\nConnection: close" % len(text)
-        writer.write(b"HTTP/1.1 %s\r\n%s\r\n\r\n%s" % (status, fields, text))
-        await writer.drain()
-        writer.close()
-
-
-@asynccontextmanager
-async def site() -> AsyncIterator[tuple[Site, str]]:
-    """A web site, and its origin."""
-    found = Site()
-    async with await asyncio.start_server(found.answer, "127.0.0.1", 0) as listener:
-        yield found, f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-
-
-async def visit(found: Site, origin: str, profile: Path) -> dict[str, Any]:
-    """Open the page in a browser; what the page told its site."""
-    assert CHROMIUM is not None
-    flags = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--remote-debugging-port=0",  # stays until it is ended, where it would end when the page is loaded
-        f"--user-data-dir={profile}",
-    ]
-    process = await asyncio.create_subprocess_exec(
-        CHROMIUM, *flags, f"{origin}/", stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
-    )
-    try:
-        async with asyncio.timeout(BROWSER_PATIENCE):
-            return await found.told
-    finally:
-        process.terminate()
-        await process.wait()
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@in_browser
 async def test_a_page_of_an_allowed_origin_gets_exactly_status_and_data(tmp_path: Path) -> None:
     async with site() as (found, origin), serving(Swarm([Writer]), allowed_origins=(origin,)) as manager:
         found.page = PAGE.replace("URL", manager.url).replace("REQUEST", json.dumps(REQUEST))
@@ -205,7 +147,7 @@ async def test_a_page_of_an_allowed_origin_gets_exactly_status_and_data(tmp_path
     assert [json.loads(frame) for frame in told["frames"]] == [EXPECTED]
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@in_browser
 async def test_a_page_of_another_origin_is_refused(tmp_path: Path) -> None:
     async with site() as (found, origin), serving(Swarm([Writer]), allowed_origins=("http://127.0.0.1",)) as manager:
         refused = Recorder(manager.system, ConnectionRefused)

@@ -164,6 +164,7 @@ async def test_a_reader_that_reads_again_in_time_gets_every_answer_and_the_last_
             await tell(socket, type="big", id=asked)
             await tell(socket, type="steps", id=f"p{asked}", stream=True)
             await asyncio.sleep(0)
+        assert list(manager._outboxes()) == [actor.outbox.size] != [0]
         socket.transport.resume_reading()
         frames: dict[Any, list[Any]] = {}
         ends = 0

@@ -362,7 +362,7 @@ async def test_a_streaming_request_may_finish_within_the_grace() -> None:
         assert gateway_of(manager)._requests == len(gateway_of(manager)._orphans) == 1
         bench.gate.opened.set()
         await turns_until(lambda: gateway_of(manager)._requests == 0)
-        assert gateway_of(manager)._orphans == set()
+        assert not gateway_of(manager)._orphans
 
 
 async def test_an_answer_that_was_held_for_a_reader_that_left_is_counted_out() -> None:
@@ -384,7 +384,7 @@ async def test_an_answer_that_was_held_for_a_reader_that_left_is_counted_out() -
             socket.transport.abort()
         await closed.first(ConnectionClosed)
         await turns_until(lambda: gateway_of(manager)._requests == 0)
-        assert gateway_of(manager)._orphans == set()
+        assert not gateway_of(manager)._orphans
 
 
 class Either(Message):
@@ -460,7 +460,7 @@ def test_every_request_is_counted_out_exactly_once_and_told_of_exactly_once_howe
             most = sum(await asyncio.gather(*(client(manager, steps[number::3]) for number in range(3))))
             await finished.until(lambda events: sum(isinstance(each, ConnectionClosed) for each in events) == 3)
             await turns_until(lambda: gateway_of(manager)._requests == 0)
-            assert gateway_of(manager)._orphans == set()
+            assert not gateway_of(manager)._orphans
             told = [each.scope for each in finished.events if isinstance(each, RequestFinished)]
             assert len(set(map(id, told))) == len(told) <= most
 

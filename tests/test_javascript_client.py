@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,15 +18,14 @@ from websockets.exceptions import ConnectionClosed
 from grami_actors import Agent, Config, GrowthManager, Message, Swarm, connect, handles
 from grami_actors.api_keys import KeyStore
 from grami_actors.telemetry import ConnectionAuthenticated, ConnectionOpened, RequestFinished
-from tests.conftest import Gate, Recorder, serving
+from tests.browser import in_browser, site, visit
+from tests.conftest import Gate, Recorder, cut, free_port, serving
 from tests.swarms import small_swarm
 
 NODE = shutil.which("node")
-CHROMIUM = shutil.which("chromium")
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "tests" / "javascript"
 WS = ROOT / ".ci" / "node" / "node_modules" / "ws"
-BROWSER_PATIENCE = 30.0
 PATIENCE = 15.0
 
 in_node = pytest.mark.skipif(
@@ -82,27 +80,6 @@ async def node(case: str, url: str, given: Any = None) -> AsyncIterator[Program]
 async def play(case: str, url: str, given: Any = None) -> Any:
     async with node(case, url, given) as program:
         return await program.told()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@asynccontextmanager
-async def server(port: int, swarm: Swarm | None = None) -> AsyncIterator[GrowthManager]:
-    """A server that can be started again on the port of one that is gone."""
-    config = Config(port=port, drain_timeout=0.1)
-    async with GrowthManager(swarm or small_swarm(), config, publish=False) as manager:
-        yield manager
-
-
-def cut(manager: GrowthManager) -> None:
-    """Cut all connections of a server without a goodbye, as the death of its process does."""
-    assert manager._gateway is not None
-    for connection in tuple(manager._gateway._open):
-        connection.transport.abort()
 
 
 # --- with our gateway ---
@@ -165,18 +142,18 @@ async def test_what_was_in_flight_is_lost_with_the_connection_and_later_requests
 @in_node
 @pytest.mark.slow
 async def test_requests_made_while_the_server_restarts_wait_for_it() -> None:
-    async with server(0) as first, node("waiting", first.url) as program:
+    async with serving(small_swarm()) as first, node("waiting", first.url) as program:
         await Recorder(first.system, RequestFinished).first(RequestFinished)
         await first.close()
         assert await program.said() == "waits"
-        async with server(first.port):
+        async with serving(small_swarm(), port=first.port):
             assert await program.told() == ["DEADLINE_EXCEEDED", "TimeoutError", "patient"]
 
 
 @in_node
 @pytest.mark.slow
 async def test_after_the_time_to_retry_requests_fail_at_once_until_the_program_asks_for_more() -> None:
-    async with server(0) as manager, node("giving_up", manager.url) as program:
+    async with serving(small_swarm()) as manager, node("giving_up", manager.url) as program:
         await Recorder(manager.system, RequestFinished).first(RequestFinished)
         await manager.close()
         told = await program.told()
@@ -344,7 +321,7 @@ async def test_a_server_that_goes_away_finishes_what_it_has_while_the_next_takes
 
 @in_node
 async def test_a_subscription_follows_over_lost_connections_and_restarts() -> None:
-    async with server(0) as first, node("following", first.url) as program:
+    async with serving(small_swarm()) as first, node("following", first.url) as program:
         assert await program.said() == "hears"
         async with connect(first.url) as other:
             await other.publish("news.x", "seen")
@@ -356,7 +333,7 @@ async def test_a_subscription_follows_over_lost_connections_and_restarts() -> No
                 await other.publish(topic, data)
         assert await program.said() == 2
         await first.close()
-        async with server(first.port) as second:
+        async with serving(small_swarm(), port=first.port) as second:
             assert await program.said() == 3
             async with connect(second.url) as other:
                 await other.publish("news.x", "last")
@@ -697,72 +674,7 @@ class Writer(Agent):
         return {"text": f"about {request.niche} for {request.platform}"}
 
 
-class Site:
-    """A web site with one page, under a strict policy; the page tells it what came of it."""
-
-    def __init__(self) -> None:
-        self.policy = ""
-        self.told: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self.page = ""
-
-    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        length = next((int(line.split(":")[1]) for line in head.split("\r\n") if "content-length" in line.lower()), 0)
-        body = (await reader.readexactly(length)).decode()
-        method, path, _ = head.split(" ", 2)
-        if (method, path) == ("POST", "/told") and not self.told.done():
-            self.told.set_result(json.loads(body))
-        files = {"/cases.mjs": SCRIPTS / "cases.mjs"}
-        text = self.page.encode() if path == "/" else files[path].read_bytes() if path in files else b""
-        status = "200 OK" if text else "204 No Content"
-        kind = "text/html" if path == "/" else "text/javascript"
-        fields = [
-            f"HTTP/1.1 {status}",
-            f"Content-Type: {kind}; charset=utf-8",
-            f"Content-Length: {len(text)}",
-            f"Content-Security-Policy: {self.policy}",
-            "Connection: close",
-        ]
-        writer.write("\r\n".join(fields).encode() + b"\r\n\r\n" + text)
-        await writer.drain()
-        writer.close()
-
-
-@asynccontextmanager
-async def site() -> AsyncIterator[tuple[Site, str]]:
-    """A web site, and its origin."""
-    found = Site()
-    async with await asyncio.start_server(found.answer, "127.0.0.1", 0) as listener:
-        yield found, f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-
-
-async def visit(found: Site, origin: str, profile: Path) -> dict[str, Any]:
-    """Open the page in a browser; what the page told its site."""
-    assert CHROMIUM is not None
-    flags = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--remote-debugging-port=0",  # stays until it is ended, where it would end when the page is loaded
-        f"--user-data-dir={profile}",
-    ]
-    process = await asyncio.create_subprocess_exec(
-        CHROMIUM, *flags, f"{origin}/", stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
-    )
-    try:
-        async with asyncio.timeout(BROWSER_PATIENCE):
-            return await found.told
-    finally:
-        process.terminate()
-        await process.wait()
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@in_browser
 @pytest.mark.slow
 async def test_the_page_of_the_documentation_and_every_kind_of_request_work_in_a_browser(tmp_path: Path) -> None:
     cases = ["conversation", "leaving", "closing", "lagging", "losing"]
@@ -774,6 +686,7 @@ async def test_the_page_of_the_documentation_and_every_kind_of_request_work_in_a
         shown = DOCUMENTED.replace("ws://127.0.0.1:8765/ws", manager.url).replace("http://127.0.0.1:8765", home)
         found.page = shown + PAGE.replace("URL", manager.url).replace("CASES", json.dumps(cases)).replace("HOME", home)
         found.page = found.page.replace("<script ", f'<script nonce="{NONCE}" ')
+        found.files["/cases.mjs"] = SCRIPTS / "cases.mjs"
         found.policy = POLICY.format(NONCE, home, manager.url)
         visiting = asyncio.create_task(visit(found, origin, tmp_path / "profile"))
         await opened.until(lambda events: len(events) == 1 + len(cases))

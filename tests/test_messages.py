@@ -17,7 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grami_actors.errors import Cancelled, DeadlineExceeded, GramiError
-from grami_actors.messages import CONTROL_TYPES, REQUEST_FIELDS, RESERVED_PREFIXES, Message, Scope, snake_case
+from grami_actors.messages import (
+    CONTROL_TYPES,
+    REQUEST_FIELDS,
+    RESERVED_PREFIXES,
+    Message,
+    Scope,
+    snake_case,
+    type_name,
+)
 
 FREE = st.from_regex(r"[a-z_]{1,20}", fullmatch=True).filter(
     lambda tag: tag not in CONTROL_TYPES and not tag.startswith(RESERVED_PREFIXES)
@@ -114,6 +122,16 @@ def test_a_class_is_called_on_the_wire_in_snake_case(name: str, tag: str) -> Non
 def test_every_word_of_a_name_is_one_word_of_its_snake_case(words: list[str]) -> None:
     assert snake_case("".join(words)) == "_".join(words).lower()
     assert snake_case(snake_case("".join(words))) == snake_case("".join(words))
+
+
+def test_a_class_of_messages_is_called_by_its_tag_and_any_other_by_its_name() -> None:
+    class Renamed(Message, tag="other"):
+        pass
+
+    class NoMessage(msgspec.Struct, tag="write"):
+        """Has a tag, but is not for the wire."""
+
+    assert [type_name(kind) for kind in (Renamed, NoMessage, int)] == ["other", "no_message", "int"]
 
 
 def test_the_names_that_the_protocol_keeps_for_itself_are_those_of_its_text() -> None:

@@ -61,8 +61,9 @@ def is_running(pid: int) -> bool:
 
 
 def workers_of(pid: int) -> list[int]:
-    """The children of this process, zombies too."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """The children of this process, zombies too, but for what multiprocessing keeps for itself."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children if b"resource_tracker" not in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 async def ended(pid: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,9 +14,11 @@ from rich.console import Console
 from grami_actors import Agent, Config, DeadlineExceeded, GrowthManager, Message, Swarm, handles, tool
 from grami_actors.errors import ConfigError, KillRefused
 from grami_actors.scenario import Play, scenario
-from grami_actors.scenario.play import Check, Line, Piece, Result, kind_of, play_one, summary
+from grami_actors.scenario.lines import Check, Line, Piece, summary
+from grami_actors.scenario.play import Result
 from grami_actors.scenario.script import Script, choose, load, run
-from grami_actors.scenario.transcript import Transcript, summarise
+from grami_actors.scenario.stage import play_one
+from grami_actors.scenario.terminal import Terminal, summarise
 from tests.conftest import Gate, serving
 from tests.swarms import AT_ONCE, Echo, Said, small_swarm
 
@@ -66,7 +69,7 @@ def test_a_file_offers_its_swarm_and_the_functions_that_are_marked(tmp_path: Pat
     with pytest.raises(ConfigError, match="no scenario 'third'; it has second, first"):
         choose(script, ["third"])
     with pytest.raises(ConfigError, match="mark an async function with @scenario"):
-        choose(Script(file, Swarm([]), ()), [])
+        choose(Script(file, Swarm([]), (), ModuleType("some")), [])
 
 
 def test_a_scenario_that_is_not_async_is_refused_by_name(tmp_path: Path) -> None:
@@ -280,7 +283,7 @@ async def test_several_clients_have_connections_of_their_own() -> None:
         clients = [await play.client(name) for name in names]
         answers = await asyncio.gather(*(each.request("echo", text=each.name) for each in clients))
         play.check("each got its own", [each["text"] for each in answers] == list(names))
-        open_now = [name for name in play.manager.system.table.cells if name.startswith("connection-")]
+        open_now = [name for name in play.system.table.cells if name.startswith("connection-")]
         play.check("three connections", len(open_now) == 3)
 
     result, _ = await played(crowd)
@@ -290,19 +293,16 @@ async def test_several_clients_have_connections_of_their_own() -> None:
 def test_a_value_is_told_in_one_short_line() -> None:
     assert summary(Said("some\n  text", 5)) == "text=some text, number=5"
     assert summary({"empty": "", "none": None, "list": [], "zero": 0}) == "zero=0"
-    assert kind_of("greet") == "greet"
-    assert kind_of(Echo("x")) == "echo"
-    assert kind_of(Said("x", 1)) == "Said"
 
 
-# --- the transcript ---
+# --- in a terminal ---
 
 
 def shown_by(*events: Any, width: int = 100, **options: Any) -> str:
     file = io.StringIO()
-    with Transcript(Console(file=file, width=width, **options)) as transcript:
+    with Terminal(Console(file=file, width=width, **options)) as terminal:
         for event in events:
-            transcript(event)
+            terminal(event)
     return file.getvalue()
 
 
@@ -356,15 +356,15 @@ def test_without_a_terminal_there_are_no_escape_codes_and_no_half_written_text()
 def test_in_a_terminal_there_is_colour_and_the_text_that_is_being_written() -> None:
     file = io.StringIO()
     console = Console(file=file, width=100, force_terminal=True, color_system="standard")
-    with Transcript(console) as transcript:
-        transcript(Line(0.0, "ann", "bob", "greet"))
-        transcript(Piece("ann ← bob", "half of "))
-        transcript(Piece("ann ← bob", "a sent"))
-        transcript._writing._live.refresh()
+    with Terminal(console) as terminal:
+        terminal(Line(0.0, "ann", "bob", "greet"))
+        terminal(Piece("ann ← bob", "half of "))
+        terminal(Piece("ann ← bob", "a sent"))
+        terminal._writing._live.refresh()
         assert "half of a sent" in file.getvalue()
         before = len(file.getvalue())
-        transcript(Piece("ann ← bob", "", done=True))
-        transcript._writing._live.refresh()
+        terminal(Piece("ann ← bob", "", done=True))
+        terminal._writing._live.refresh()
         assert "half of a sent" not in file.getvalue()[before:]
     assert "\x1b[" in file.getvalue()
 
@@ -399,7 +399,7 @@ def test_the_summary_counts_checks_and_names_errors() -> None:
     assert "\x1b" not in file.getvalue()
 
 
-async def test_a_whole_play_can_be_watched_by_a_transcript() -> None:
+async def test_a_whole_play_can_be_watched_in_a_terminal() -> None:
     file = io.StringIO()
     console = Console(file=file, width=200)
 
@@ -410,11 +410,11 @@ async def test_a_whole_play_can_be_watched_by_a_transcript() -> None:
         play.check("it ended", condition=True)
 
     async with serving(small_swarm()) as manager:
-        with Transcript(console) as transcript:
-            transcript(manager)
-            transcript(talking)
-            result = await play_one(manager, talking, transcript)
-            transcript(result)
+        with Terminal(console) as terminal:
+            terminal(manager)
+            terminal(talking)
+            result = await play_one(manager, talking, terminal)
+            terminal(result)
         assert manager.url in file.getvalue()
     text = file.getvalue()
     assert "talking: Somebody talks." in text

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from grami_actors.errors import ConfigError
-from grami_actors.watched_file import LOOK_EVERY, WatchedFile
+from grami_actors.watched_file import LOOK_EVERY, WatchedFile, identity, replace_file
 
 
 def number(data: bytes) -> int:
@@ -126,3 +126,27 @@ def test_a_missing_file_may_stand_for_something(path: Path) -> None:
     assert file.content(1.0) == 0
     path.write_bytes(b"5")
     assert file.content(2.0) == 5
+
+
+def test_a_file_of_which_only_the_mode_was_changed_is_read_again(path: Path) -> None:
+    seen = identity(path)
+    while identity(path) == seen:  # the clock of a file system is coarse
+        path.chmod(0o600)
+    path.unlink()
+    assert identity(path) == ()
+
+
+def test_a_file_is_replaced_as_a_whole_and_for_its_owner_only(path: Path) -> None:
+    path.chmod(0o644)
+    with path.open("rb") as before:
+        replace_file(path, b"2")
+        assert (before.read(), path.read_bytes()) == (b"1", b"2")
+    assert os.name != "posix" or path.stat().st_mode & 0o777 == 0o600
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_cannot_take_the_place_of_a_file_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        replace_file(tmp_path / "folder", b"2")
+    assert list(tmp_path.iterdir()) == [tmp_path / "folder"]

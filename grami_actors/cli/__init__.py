@@ -1,4 +1,4 @@
-"""The command line: serve a swarm, send to it, play scenarios, look inside. Floor 15."""
+"""The command line: serve a swarm, send to it, play scenarios, look inside. Floor 17."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import NoReturn
 from rich.text import Text
 from typer.models import CommandInfo
 
-from grami_actors.cli import config, doctor, profile, send, serve, token, top, validate
+from grami_actors.cli import config, doctor, profile, replay, run, send, serve, token, top, validate
 from grami_actors.cli.app import INTERRUPTED, app, err
 from grami_actors.errors import ConfigError, ErrorCode, GramiError, ServerNotFound
 from grami_actors.errors import describe as describe_error
 
-__all__ = ["config", "doctor", "main", "profile", "send", "serve", "token", "top", "validate"]
+__all__ = ["config", "doctor", "main", "profile", "replay", "run", "send", "serve", "token", "top", "validate"]
 
 
 _TO_DO: dict[str, str] = dict.fromkeys(
@@ -30,6 +30,8 @@ _ORDER = (
     "serve",
     "send",
     "describe",
+    "replay",
+    "report",
     "doctor",
     "top",
     "profile",

@@ -1,4 +1,4 @@
-"""What every command needs: the application, where it prints, and how work is run and interrupted. Floor 15."""
+"""What every command needs: the application, where it prints, and how work is run and interrupted. Floor 17."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from grami_actors.logs import configure_logging
 from grami_actors.manager import package_version
+from grami_actors.recording.request import encoded
 
 app = typer.Typer(
     name="grami",
@@ -27,8 +29,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console()
-err = Console(stderr=True)
+_HARMFUL: dict[int, int | str] = {
+    **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"},
+    **dict.fromkeys((*range(0x7F, 0xA0), *range(0xD800, 0xE000)), "\ufffd"),
+    **dict.fromkeys((0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)), "\ufffd"),
+}
+"""What would steer the terminal, turn the direction of a line, or has no bytes in UTF-8; and what is shown for it."""
+
+
+class _Safe(Console):
+    """Shows what clients, agents and models said, and does nothing that they say."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else text.translate(_HARMFUL), style, control)
+
+
+out = _Safe()
+err = _Safe(stderr=True)
 
 INTERRUPTED = 130
 """The exit code of a program that Ctrl-C ended: 128 + SIGINT."""
@@ -105,6 +123,34 @@ def print_data(data: Any, *, as_json: bool) -> None:
         sys.stdout.write(msgspec.json.encode(data).decode() + "\n")
     else:
         out.print_json(msgspec.json.encode(data).decode())
+
+
+def print_json(data: Any) -> None:
+    """Print one line of JSON, for machines."""
+    try:
+        line = msgspec.json.encode(data)
+    except UnicodeEncodeError:
+        line = encoded(msgspec.to_builtins(data))
+    sys.stdout.write(line.decode() + "\n")
+    sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def kept_clear(*, wanted: bool) -> Iterator[None]:
+    """Keep standard output for JSON alone: what agents and scenarios print, in any process, goes to standard error."""
+    if not wanted or sys.stdout is None or sys.stderr is None:
+        yield
+        return
+    sys.stdout.flush()
+    own = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(own, 1)
+        os.close(own)
 
 
 def print_table(title: str, headings: tuple[str, ...], rows: Sequence[Sequence[str]]) -> None:

@@ -1,4 +1,4 @@
-"""``grami config``: the effective settings, and where each came from. Floor 15."""
+"""``grami config``: the effective settings, and where each came from. Floor 17."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``grami doctor``: what may be wrong between here and a server, and what to do about it. Floor 15."""
+"""``grami doctor``: what may be wrong between here and a server, and what to do about it. Floor 17."""
 
 from __future__ import annotations
 

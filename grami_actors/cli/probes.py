@@ -1,4 +1,4 @@
-"""What ``grami doctor`` does on the network: connect, shake hands and ask, as a stranger and in bounded time. Floor 15.
+"""What ``grami doctor`` does on the network: connect, shake hands and ask, as a stranger and in bounded time. Floor 17.
 
 Plain sockets: a client library hides what is to be told here (which address, which certificate, which answer).
 """

@@ -1,4 +1,4 @@
-"""``grami profile``: where the time of a running server goes, as a table and a flame graph. Floor 15."""
+"""``grami profile``: where the time of a running server goes, as a table and a flame graph. Floor 17."""
 
 from __future__ import annotations
 

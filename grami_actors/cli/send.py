@@ -1,4 +1,4 @@
-"""``grami send`` and ``grami describe``: ask a running server. Floor 15."""
+"""``grami send`` and ``grami describe``: ask a running server. Floor 17."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from grami_actors.cli.app import AsJson, Url, app, err, go, out, print_data, print_table
 from grami_actors.client import connect
 from grami_actors.conversation import Frame
-from grami_actors.scenario.transcript import Writing
+from grami_actors.scenario.terminal import Writing
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""``grami serve`` and ``grami run``: a swarm behind its gateway, for ever or for its scenarios. Floor 15."""
+"""``grami serve``: a swarm behind its gateway, until it is told to end. Floor 17."""
 
 from __future__ import annotations
 
@@ -8,29 +8,27 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import typer
 from loguru import logger
 
-from grami_actors.cli.app import AsJson, File, LogLevel, app, err, go, out, set_log_level
+from grami_actors.cli.app import File, LogLevel, app, go, set_log_level
 from grami_actors.cli.config import ConfigFile
 from grami_actors.config import Config, load
 from grami_actors.logs import log_to
 from grami_actors.manager import GrowthManager
+from grami_actors.recording.recorder import recording
+from grami_actors.recording.tape import header
 from grami_actors.scenario import script as scripts
-from grami_actors.scenario.play import Result
-from grami_actors.scenario.transcript import Transcript, summarise
 
 FLUSH_EVERY = 1.0
 """Seconds between two looks at what the log left out."""
 
-_OWN: dict[str, Any] = {
-    name: getattr(Config(), name)
-    for name in ("host", "port", "reuse_port", "tls_cert", "tls_key", "auth", "rules", "rates")
-}
-"""What the server of a scenario does not take from variables and the file."""
+Record = Annotated[
+    Path | None, typer.Option("--record", help="Write down all that happens, as JSON lines; there is no such file yet.")
+]
 
 
 @app.command()
@@ -54,6 +52,7 @@ def serve(
     reuse_port: Annotated[
         bool | None, typer.Option("--reuse-port", help="Share the port with other servers of this machine.")
     ] = None,
+    record: Record = None,
     config: ConfigFile = None,
     log_level: LogLevel = "INFO",
     log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON lines.")] = False,  # noqa: FBT002
@@ -80,17 +79,28 @@ def serve(
         reuse_port=reuse_port,
     )
     script = scripts.load(file)
-    go(_serve(script, settings))
+    go(_serve(script, settings, record))
 
 
-async def _serve(script: scripts.Script, config: Config) -> int:
+async def _serve(script: scripts.Script, config: Config, record: Path | None) -> int:
     manager = GrowthManager(script.swarm, config)
-    log = _log(manager)
+    log = log_of(manager)
+    with recording(manager, record, header(script.path)):
+        await _until_drained(manager)
+    log.cancel()
+    await asyncio.wait((log,))
+    logger.info("stopped")
+    return 0
+
+
+async def _until_drained(manager: GrowthManager) -> None:
     other = manager.replaces
     async with manager:
         if other is not None:
             logger.warning(
-                "{} named another running server (process {}); clients find this one now", config.state_dir, other.pid
+                "{} named another running server (process {}); clients find this one now",
+                manager.config.state_dir,
+                other.pid,
             )
         _reload_when_told(manager)
         line = {"event": "listening", "url": manager.url, "port": manager.port, "pid": os.getpid()}
@@ -99,13 +109,9 @@ async def _serve(script: scripts.Script, config: Config) -> int:
         with contextlib.suppress(asyncio.CancelledError):
             await manager.drained()
         logger.info("stopping")
-    log.cancel()
-    await asyncio.wait((log,))
-    logger.info("stopped")
-    return 0
 
 
-def _log(manager: GrowthManager) -> asyncio.Task[None]:
+def log_of(manager: GrowthManager) -> asyncio.Task[None]:
     """Write its log, until the task is cancelled."""
     lines = log_to(manager.system.bus, slow_after=manager.config.slow_request_ms / 1000)
 
@@ -126,45 +132,3 @@ def _reload_when_told(manager: GrowthManager) -> None:
         return
     with contextlib.suppress(NotImplementedError, AttributeError):  # neither the signal nor its handler on Windows
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, manager.reload)
-
-
-@app.command()
-def run(
-    file: File,
-    names: Annotated[list[str] | None, typer.Argument(help="Which scenarios; all if none is named.")] = None,
-    as_json: AsJson = False,  # noqa: FBT002
-    log_level: Annotated[
-        str | None, typer.Option("--log-level", help="Log to standard error, from DEBUG, INFO, WARNING or ERROR on.")
-    ] = None,
-) -> None:
-    """Play the scenarios of a file: real clients, a real WebSocket, a live transcript.
-
-    The exit code is 1 when a check fails.
-
-    For example: grami run scenarios/content_swarm.py three_clients_at_once
-    """
-    if log_level is not None:
-        set_log_level(log_level)
-    script = scripts.load(file)
-    scripts.choose(script, names or ())
-    go(_run(script, names or [], as_json=as_json, log=log_level is not None))
-
-
-async def _run(script: scripts.Script, names: list[str], *, as_json: bool, log: bool) -> int:
-    # A scenario's server is its own: where another one listens, and who may come to it, is not for its clients.
-    config = msgspec.structs.replace(load(), **_OWN)
-    console = err if as_json else out
-    logs = []
-    with Transcript(console) as transcript:
-
-        def watch(event: Any) -> None:
-            if log and isinstance(event, GrowthManager):
-                logs.append(_log(event))
-            transcript(event)
-
-        results: tuple[Result, ...] = await scripts.run(script, names, config, watch)
-    if as_json:
-        sys.stdout.write(msgspec.json.encode(results).decode() + "\n")
-    else:
-        summarise(console, results)
-    return 0 if all(result.passed for result in results) else 1

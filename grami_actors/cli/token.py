@@ -1,4 +1,4 @@
-"""``grami token``: make, list and revoke the API keys of a server. Floor 15."""
+"""``grami token``: make, list and revoke the API keys of a server. Floor 17."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``grami top``: what a running server does now, on one screen. Floor 15."""
+"""``grami top``: what a running server does now, on one screen. Floor 17."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from grami_actors.census import ActorInfo
 from grami_actors.cli.app import AsJson, Url, app, go, out
 from grami_actors.client import Client, connect
 from grami_actors.errors import ErrorCode, GramiError
 from grami_actors.gateway.admin import Actors, ConnectionInfo, Connections, ServerStats
 from grami_actors.logs import printable
-from grami_actors.system import ActorInfo
 
 MOST_ROWS = 20
 """Rows of a table where the screen has no end."""

@@ -1,4 +1,4 @@
-"""``grami validate``: check messages against the types of a swarm before anybody sends them. Floor 15.
+"""``grami validate``: check messages against the types of a swarm before anybody sends them. Floor 17.
 
 A server tells the first fault of a message. Here all are told: what msgspec refuses is taken apart, and each field,
 item and value is checked by itself.

@@ -19,10 +19,11 @@ import msgspec
 
 from grami_actors.catalog import explain
 from grami_actors.cell import CONNECTION
+from grami_actors.census import ActorInfo
 from grami_actors.errors import ErrorCode, ProtocolError
 from grami_actors.frames import LONGEST_REASON
 from grami_actors.profiling import LONGEST, Profile, Report
-from grami_actors.system import ActorInfo, ActorSystem
+from grami_actors.system import ActorSystem
 from grami_actors.telemetry import Bus, DeadLetter, LimitHit, LoopLagged, RequestFinished, SlowTurn, ToolCalled
 
 WINDOW = 1_000

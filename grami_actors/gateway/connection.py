@@ -29,7 +29,6 @@ from grami_actors.errors import (
     describe,
 )
 from grami_actors.frames import CLOSE_CONNECTION_LIMIT, CLOSE_RESTART, CLOSE_SLOW_CONSUMER, LONGEST_REASON
-from grami_actors.future import begin, details
 from grami_actors.gateway.feed import HISTORY_BYTES, Entry, Missed
 from grami_actors.gateway.house import Guest, House, Socket
 from grami_actors.gateway.outbox import Outbox
@@ -54,7 +53,7 @@ from grami_actors.principals import ANONYMOUS, Principal
 from grami_actors.protocol import Accepted, Authenticated, CancelRequest, Control, ServerProtocol, Trace
 from grami_actors.restarts import RestartPolicy
 from grami_actors.router import Forward
-from grami_actors.telemetry import ConnectionAuthenticated, InternalError, LimitHit, RequestFinished
+from grami_actors.telemetry import ConnectionAuthenticated, FramePassed, LimitHit, RequestFinished
 
 FLUSH = 1.0
 """Seconds that the last answers get before a connection is closed for misuse."""
@@ -116,9 +115,8 @@ class Connection(Actor):
         except LimitReached as full:
             self.protocol.close(CLOSE_CONNECTION_LIMIT, full.message)
             return
-        bus = self._cell.runtime.bus
-        if ConnectionAuthenticated in bus:
-            bus.publish(ConnectionAuthenticated(self.name, principal.name))
+        if ConnectionAuthenticated in (bus := self._cell.runtime.bus):
+            bus.publish(ConnectionAuthenticated(self.name, principal.name, principal.scopes))
 
     def on_receive(self, message: Any) -> None:
         """Take one event, then hand what it produced to the writer."""
@@ -168,6 +166,8 @@ class Connection(Actor):
 
     def _on_frame(self, came: FrameCame) -> None:
         self.received += 1
+        if FramePassed in (bus := self._cell.runtime.bus):
+            bus.publish(FramePassed(self.name, "in", came.frame, self.guest.encoding))
         action = self.protocol.receive(came.frame, self._now())
         if isinstance(action, Accepted):
             self._forward(action)
@@ -175,8 +175,7 @@ class Connection(Actor):
             if self.protocol.refusals:
                 self._report_refusals()
         elif isinstance(action, CancelRequest):
-            request = self._requests.get(action.key)
-            if request is not None:
+            if (request := self._requests.get(action.key)) is not None:
                 request.cancel(Cancelled("the client cancelled the request"))
         elif isinstance(action, Control):
             self._control(action)
@@ -305,8 +304,7 @@ class Connection(Actor):
         self._held_bytes += sum(len(entry.frame) for entry in entries)
 
     def _push(self, entry: Entry) -> None:
-        frame = entry.encoded(self.guest.encoding)
-        if frame:
+        if frame := entry.encoded(self.guest.encoding):
             self.protocol.push(frame)
 
     def _on_missed(self, missed: Missed) -> None:
@@ -342,7 +340,7 @@ class Connection(Actor):
             self.protocol.close(self._leaving.code, self._leaving.reason)
 
     def _report(self, slot: Slot | None, request: Request | None, outcome: str) -> None:
-        bus, now = self._cell.runtime.bus, self._now()
+        bus, now = self._cell.runtime.bus, self._now()  # another now: the answer took time to encode
         if slot is not None and RequestFinished in bus:
             took = now - slot.begun_at
             bus.publish(RequestFinished(self.name, slot.message_type, outcome, took, self._who(), *spent(request, now)))
@@ -352,11 +350,7 @@ class Connection(Actor):
         if isinstance(error, GramiError):
             if error.error_code != ErrorCode.INTERNAL_ERROR:
                 return error
-            reference = self._house.error_ref()
-            bus = self._cell.runtime.bus
-            if InternalError in bus:
-                bus.publish(InternalError(reference, details(error)))
-            return GramiError(f"an internal error happened; the server's log has it as {reference}")
+            return GramiError(self._house.fault(error))
         return AgentExecutionFailed(f"the agent failed: {describe(error)}")
 
     # --- its end ---
@@ -400,7 +394,7 @@ class Connection(Actor):
     # --- the socket ---
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = begin(self._cell.runtime.loop, work)
+        task = self._cell.runtime.begin(work)
         if not task.done():
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -428,6 +422,8 @@ class Connection(Actor):
     def _written(self, frame: bytes) -> None:
         self.outbox.written(frame, self._now())
         self.sent += 1
+        if FramePassed in (bus := self._cell.runtime.bus):
+            bus.publish(FramePassed(self.name, "out", frame, self.guest.encoding))
         if self._crowded and not self.outbox.congested:
             self._crowded = False
             self._cell.post_always(Envelope(Room()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar, Protocol
 
@@ -84,7 +83,7 @@ class Controls:
 
         self._describing += 1
         # It may import tools, which may hang: a thread that nobody waits for, not even the end of the process.
-        threading.Thread(target=work, name=f"{connection.name} describe", daemon=True).start()
+        self._owner.system.aside(f"{connection.name} describe", work)
 
     def _described(self) -> None:
         self._describing -= 1

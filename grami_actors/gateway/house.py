@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any, Protocol
 
 from grami_actors.encoding import JSON, Encoding
@@ -15,10 +14,19 @@ from grami_actors.protocol import Control, Setting
 from grami_actors.ref import Ref
 
 
-class Socket(Protocol):
-    """What a connection needs of a WebSocket; the in-memory transport of a simulation has it too."""
+class Transport(Protocol):
+    """What carries a WebSocket."""
 
-    transport: asyncio.Transport
+    def abort(self) -> None:
+        """Cut it without a word."""
+
+
+class Socket(Protocol):
+    """What a connection needs of a WebSocket; the in-memory one of :mod:`.memory` has it too."""
+
+    @property
+    def transport(self) -> Transport:
+        """What carries it."""
 
     def write(self, frame: bytes, *, text: bool) -> bool:
         """Send one frame; whether to wait with :meth:`drain` before the next. Raises an Exception when it is closed."""
@@ -31,6 +39,33 @@ class Socket(Protocol):
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close with a code."""
+
+
+class Line(Socket, Protocol):
+    """What the gateway needs of a WebSocket beside that.
+
+    Attributes:
+        guest: who it is, as the handshake said.
+        address: the client's, without the port; empty if it has none.
+    """
+
+    guest: Guest
+    address: str
+
+    @property
+    def receiving_since(self) -> float | None:
+        """When the first byte of a message came whose last one did not."""
+
+    @property
+    def last_code(self) -> int | None:
+        """What the server closed it with, whether or not the client confirmed it; else what it ended with."""
+
+    @property
+    def close_reason(self) -> str | None:
+        """What was said when it was closed."""
+
+    def __aiter__(self) -> AsyncIterator[str | bytes]:
+        """The client's messages, until the connection is closed. Raises ConnectionClosed if not normally."""
 
 
 class House(Protocol):
@@ -57,8 +92,8 @@ class House(Protocol):
     def control(self, connection: Any, control: Control, request: Request | Work) -> Coroutine[Any, Any, Any] | None:
         """Answer a control message: here and now through the request, or by the coroutine's result."""
 
-    def error_ref(self) -> str:
-        """A fresh reference that ties an answer to a log line."""
+    def fault(self, error: BaseException) -> str:
+        """Report a fault of ours; what is said of it: a reference that ties the answer to a log line."""
 
 
 class Guest:

@@ -10,7 +10,6 @@ import hashlib
 import threading
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from grami_actors.encoding import JSON, MSGPACK
@@ -40,9 +39,19 @@ class Work(Scope):
         digest: of what was asked for.
         grace: seconds that it goes on when nobody waits any more because they lost their connections.
         clock: seconds.
+        place: of its key.
+        settled: where it is put when it has its result; from any thread.
     """
 
-    def __init__(self, first: Request, digest: bytes, grace: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        first: Request,
+        digest: bytes,
+        grace: float,
+        clock: Callable[[], float],
+        place: Place,
+        settled: deque[Work],
+    ) -> None:
         super().__init__(deadline=first.deadline, trace_id=first.trace_id)
         self.span = vars(first).setdefault("span", new_span_id())
         self.principal = first.principal
@@ -55,7 +64,8 @@ class Work(Scope):
         self.ended_at = 0.0
         self.size = 0
         self.counted = False
-        self.on_settled: Callable[[], object] = bool
+        self.place = place
+        self._settled = settled
         self._grace = grace
         self._clock = clock
         self._after = first.after()  # and nothing else of the first, which would keep its connection for minutes
@@ -100,7 +110,7 @@ class Work(Scope):
         for request in waiting:
             request.answer(value, error, replayed=request.replayed)
         self.size = _size(value)
-        self.on_settled()
+        self._settled.append(self)
         self.close()
         return True
 
@@ -147,7 +157,7 @@ class Replays:
         self._grace = grace
         self._works: dict[Place, Work] = {}
         self._bytes = 0
-        self._settled: deque[tuple[Place, Work]] = deque()  # from any thread
+        self._settled: deque[Work] = deque()  # from any thread
 
     def find(self, place: Place, digest: bytes) -> Work | None:
         """The work that a key stands for, if it was used.
@@ -179,8 +189,7 @@ class Replays:
         """
         self._make_room()
         self._forget(place)
-        self._works[place] = work = Work(first, digest, self._grace, self._clock)
-        work.on_settled = partial(self._settled.append, (place, work))
+        self._works[place] = work = Work(first, digest, self._grace, self._clock, place, self._settled)
         return work
 
     def _stale(self, work: Work) -> bool:
@@ -194,8 +203,8 @@ class Replays:
 
     def _make_room(self) -> None:
         while self._settled:
-            place, work = self._settled.popleft()
-            if self._works.get(place) is work:
+            work = self._settled.popleft()
+            if self._works.get(work.place) is work:
                 work.counted = True
                 self._bytes += work.size
         while self._works and self._stale(self._works[oldest := next(iter(self._works))]):

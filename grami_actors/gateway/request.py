@@ -125,6 +125,7 @@ class Request(Scope):
     """
 
     envelope: Envelope | None = None
+    principal: Principal | None = None
     stream: bool = False
     replayed: bool = False
     lost: bool = False
@@ -143,7 +144,6 @@ class Request(Scope):
         make_trace_id: Callable[[], str],
     ) -> None:
         super().__init__(deadline=deadline, trace_id=trace.trace_id or make_trace_id)
-        self.principal: Principal | None = None
         if trace.trace_id:
             self.remote_parent = trace.parent
             self.sampled = trace.sampled
@@ -160,7 +160,7 @@ class Request(Scope):
     @property
     def owns_work(self) -> bool:
         """Whether the work is under way, and ends with it; with an idempotency key others may wait for the same."""
-        return bool(self._once) and self.envelope is not None and self.envelope.reply_to is self
+        return bool(self._once) and self.envelope is not None and self.envelope.scope is self
 
     def release(self) -> None:
         """It is answered: it counts no more. On the home loop; twice is once."""

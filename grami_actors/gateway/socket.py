@@ -143,6 +143,12 @@ class WebSocket(ServerConnection):
         """
         return self._began if self._deaf_since is None else None
 
+    @property
+    def last_code(self) -> int | None:
+        """What the server closed it with, whether or not the client confirmed it; else what it ended with."""
+        sent = self.protocol.close_sent
+        return self.close_code if sent is None else sent.code
+
     def admit(self) -> None:
         """Count it as a WebSocket connection, from its handshake to its end."""
         self._admitted = True

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from grami_actors.errors import ConfigError
+from grami_actors.watched_file import identity
 
 OPEN_TO_ALL = stat.S_IROTH | stat.S_IWOTH
 
@@ -66,18 +67,17 @@ class Certificates:
     @property
     def warning(self) -> str | None:
         """What is doubtful about the files, but does not keep them from being used."""
-        facts = _stat(self._key)
+        try:
+            mode = self._key.stat().st_mode
+        except OSError:  # it was there when it was loaded
+            return None
         # Other systems than POSIX make these bits up.
-        if os.name != "posix" or facts is None or not facts.st_mode & OPEN_TO_ALL:
+        if os.name != "posix" or not mode & OPEN_TO_ALL:
             return None
         return f"every user of this machine can read or change the private key in {self._key}: `chmod o-rw` it"
 
-    def _look(self) -> list[tuple[int, ...] | None]:
-        # The time of the last change of owner or mode too: that may be what makes a file readable.
-        return [
-            facts and (facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size, facts.st_ino)
-            for facts in (_stat(self._cert), _stat(self._key))
-        ]
+    def _look(self) -> tuple[tuple[int, ...], ...]:
+        return identity(self._cert), identity(self._key)
 
     def _load(self) -> ssl.SSLContext:
         _look_for(b"CERTIFICATE-----", self._cert, "certificate")
@@ -106,13 +106,6 @@ class Certificates:
         except OSError as error:
             raise ConfigError(f"{self._cert} or {self._key} cannot be read: {error.strerror or error}") from None
         return context
-
-
-def _stat(path: Path) -> os.stat_result | None:
-    try:
-        return path.stat()
-    except OSError:
-        return None
 
 
 def _look_for(mark: bytes, path: Path, what: str) -> None:

@@ -218,5 +218,8 @@ class LoopLane:
             # Not at once: a task that is cancelled before its first step would never run what finishes the message.
             self._loop.call_soon(task.cancel)
 
+    async def close(self) -> None:
+        """Nothing is left when all actors are stopped."""
+
     def detach(self, cell: Cell) -> None:
         """Let go of the cell."""

@@ -177,6 +177,8 @@ class ProcessLane:
         envelope.receiver = cell
         if cell.bus.timed:
             envelope.taken_at = cell.now()
+            if (clock := cell.bus.clocked) is not None and not clock.given(cell, envelope):
+                return
         job = self._begin(worker, envelope)
         try:
             worker.child.send(_call(worker, job, envelope))

@@ -7,6 +7,7 @@ settles what is waited for, so a plain handler may block where a coroutine await
 from __future__ import annotations
 
 import math
+import random
 import socket
 import threading
 import time
@@ -286,6 +287,14 @@ class WorkerRuntime:
         if self.cell is not None and self.cell.number == number:
             return self.cell.ref
         return Remote(self, name, number).ref
+
+    def wall(self) -> float:
+        """Seconds since 1970."""
+        return time.time()
+
+    def new_random(self) -> random.Random:
+        """Dice of its own for an actor."""
+        return random.Random()
 
     def now(self) -> float:
         """Seconds on the system's clock, which is set with every message."""

@@ -234,6 +234,9 @@ class ThreadLane:
             "stop it, or put what may hang on the process lane"
         )
 
+    async def close(self) -> None:
+        """Nothing is left when all actors are stopped."""
+
     def detach(self, cell: Cell) -> None:
         """Let go of the cell: its threads end when they are done."""
         port: _Port = cell.port

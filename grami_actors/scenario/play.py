@@ -1,106 +1,173 @@
-"""What a scenario function gets: clients, requests, streams, checks; and what it leaves: a transcript. Floor 14."""
+"""What a scenario function gets: clients, time, faults, and questions about what happened. Floor 16."""
 
 from __future__ import annotations
 
 import asyncio
-import re
-import time
-import traceback
-from collections.abc import AsyncIterator, Callable, Coroutine
+import contextlib
+import inspect
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, overload
 
 import msgspec
 
-from grami_actors.cell import CONNECTION
-from grami_actors.client import Client, connect
-from grami_actors.conversation import Frame
+from grami_actors.client import Client
 from grami_actors.errors import GramiError, describe
-from grami_actors.manager import GrowthManager
-from grami_actors.messages import Message, ToolCall
-from grami_actors.model import Generate
-from grami_actors.telemetry import ActorFailed, ActorRestarted, Event, MessageHandled
+from grami_actors.history import History, Remark, Told
+from grami_actors.scenario.clients import PlayClient
+from grami_actors.scenario.lines import Check, Line, Piece, line_of, summary
+from grami_actors.scenario.transcript import Transcript
+from grami_actors.simulation.faults import Injector
+from grami_actors.simulation.run import place
+from grami_actors.system import ActorSystem
 
 ScenarioFunction = Callable[["Play"], Coroutine[Any, Any, None]]
 F = TypeVar("F", bound=Callable[..., Any])
+Mode = Literal["live", "simulated"]
+Condition = str | Callable[[], Any]
+"""A pattern of messages (see :class:`~grami_actors.scenario.transcript.Pattern`), or a function, plain or async."""
 
 
-def scenario(function: F) -> F:
-    """Mark an async function of a scenario file: ``grami run`` plays it."""
-    function.__grami_scenario__ = True  # type: ignore[attr-defined]
-    return function
+@overload
+def scenario(function: F) -> F: ...
+@overload
+def scenario(*, live: bool = True, simulated: bool = True, seeds: int | None = None) -> Callable[[F], F]: ...
+def scenario(
+    function: F | None = None, *, live: bool = True, simulated: bool = True, seeds: int | None = None
+) -> F | Callable[[F], F]:
+    """Mark an async function of a scenario file: ``grami run`` plays it, and ``pytest`` does.
 
+    With ``@scenario(live=False)`` it is played in simulation only, with ``@scenario(simulated=False)`` never there.
 
-class Line(msgspec.Struct, frozen=True):
-    """One line of the transcript: who said what to whom, and what came of it.
+    Args:
+        function: the scenario.
+        live: whether it is played on a real server.
+        simulated: whether it is played in simulation.
+        seeds: how many are played in simulation, if nobody says how many: a long one says few.
 
-    Attributes:
-        at: seconds since the scenario began.
-        who: the speaker.
-        to: the listener; empty for a remark.
-        what: the kind of message.
-        text: the message, or the answer, in short.
-        outcome: ``ok``, an error code, or empty while it is open.
-        seconds: how long it took, where it is known.
+    Raises:
+        ValueError: it is to be played nowhere, or with less than one seed.
     """
+    modes = ("live",) * live + ("simulated",) * simulated
+    if not modes:
+        raise ValueError("a scenario is played live, simulated, or both")
+    if seeds is not None and seeds < 1:
+        raise ValueError(f"a scenario is played with at least one seed, not {seeds}")
 
-    at: float
-    who: str
-    to: str
-    what: str
-    text: str = ""
-    outcome: str = ""
-    seconds: float | None = None
+    def mark(marked: F) -> F:
+        marked.__grami_scenario__ = modes  # type: ignore[attr-defined]
+        marked.__grami_seeds__ = seeds  # type: ignore[attr-defined]
+        return marked
 
-
-class Piece(msgspec.Struct, frozen=True):
-    """Text that is being streamed: not a line yet. ``done`` ends it."""
-
-    key: str
-    text: str
-    done: bool = False
+    return mark if function is None else mark(function)
 
 
-class Check(msgspec.Struct, frozen=True):
-    """Something that a scenario wanted to be true, and whether it was."""
+def modes_of(function: object) -> tuple[Mode, ...]:
+    """Where a function is played, if it is a scenario."""
+    return getattr(function, "__grami_scenario__", ())
 
-    text: str
-    passed: bool
-    details: str = ""
+
+def seeds_of(function: object) -> int | None:
+    """How many seeds a scenario asks for, if it does."""
+    return getattr(function, "__grami_seeds__", None)
 
 
 class CheckFailed(Exception):
-    """A scenario's ``require`` did not hold; the scenario ends."""
+    """Something that a scenario requires did not hold; the scenario ends."""
+
+
+class Stage(Protocol):
+    """Where a scenario is played: on a real server, or in a simulation."""
+
+    @property
+    def mode(self) -> Mode:
+        """Which of the two."""
+
+    @property
+    def system(self) -> ActorSystem:
+        """The actors."""
+
+    @property
+    def history(self) -> History:
+        """What happened since the scenario began."""
+
+    @property
+    def faults(self) -> Injector:
+        """What is to go wrong."""
+
+    def client(self) -> Client:
+        """A client that has not connected yet."""
 
 
 class Play:
     """One playing of one scenario.
 
     Args:
-        manager: the running server.
+        stage: where it is played.
         watch: gets every :class:`Line`, :class:`Piece` and :class:`Check` as it comes.
+
+    Attributes:
+        system: the actors, to ask and tell them from outside: ``await play.system.ask("writer", Draft(...))``.
+        transcript: what happened so far.
     """
 
-    def __init__(self, manager: GrowthManager, watch: Callable[[Any], None]) -> None:
-        self.manager = manager
+    def __init__(self, stage: Stage, watch: Callable[[Any], None] | None = None) -> None:
+        self.mode = stage.mode
+        self.system = stage.system
         self.checks: list[Check] = []
-        self.lines: list[Line] = []
+        self.lines = 0
+        self._stage = stage
         self._watch = watch
-        self._begun_at = time.perf_counter()
         self._stack = AsyncExitStack()
-        self._unsubscribe = manager.system.bus.subscribe(self._on_event, MessageHandled, ActorFailed, ActorRestarted)
+        self._clients: list[tuple[str, Client]] = []
+        self._names: dict[str, str] = {}
+        self._changed: asyncio.Event | None = None
+        self._loop = asyncio.get_running_loop()
+        self._begun_at = stage.history.now()
+        self.transcript = Transcript(stage.history, self._named)
+
+    # --- who plays ---
 
     async def client(self, name: str) -> PlayClient:
-        """A client with a WebSocket connection of its own."""
-        connection = await self._stack.enter_async_context(connect(self.manager.url, retry_for=0.0))
+        """A client with a connection of its own, until the scenario ends or it leaves."""
+        connection = await self._stack.enter_async_context(self._stage.client())
+        self._clients.append((name, connection))
         return PlayClient(self, name, connection)
+
+    def _named(self) -> dict[str, str]:
+        """What the script calls the connections, those of clients that came back too."""
+        self._names |= {connection.connection: name for name, connection in self._clients}
+        return self._names
+
+    @property
+    def faults(self) -> Injector:
+        """What is to go wrong: ``play.faults.crash("writer", on_message=3)``."""
+        return self._stage.faults
+
+    def kill(self, name: str) -> None:
+        """End what an agent does now; its supervisor restarts it."""
+        self.say(name, "", "killed")
+        self.system.kill(name)
+
+    # --- time ---
+
+    def now(self) -> float:
+        """Seconds since the scenario began; virtual in a simulation."""
+        return self._stage.history.now() - self._begun_at
+
+    async def at(self, seconds: float) -> None:
+        """Wait until so many seconds have passed since the scenario began; no longer if they have."""
+        await asyncio.sleep(max(0.0, seconds - self.now()))
+
+    # --- what should be ---
 
     def check(self, text: str, condition: object, details: str = "") -> bool:
         """Note whether something is as it should be; a check that fails fails the scenario at its end."""
         check = Check(text, bool(condition), details)
         self.checks.append(check)
-        self._watch(check)
+        self._stage.history.add(Remark(at=self._stage.history.now(), who="check", text=text, passed=check.passed))
+        if self._watch is not None:
+            self._watch(check)
         return check.passed
 
     def require(self, text: str, condition: object, details: str = "") -> None:
@@ -108,154 +175,124 @@ class Play:
         if not self.check(text, condition, details):
             raise CheckFailed(text)
 
-    def kill(self, name: str) -> None:
-        """End what an agent does now; its supervisor restarts it."""
-        self.say(name, "", "killed")
-        self.manager.system.kill(name)
+    async def expect(self, pattern: str, where: Callable[[Told], object] | None = None, *, within: float = 5.0) -> Told:
+        """The first message of a kind, that was told or will be: ``await play.expect("alice -> writer-*: draft")``.
+
+        Args:
+            pattern: which; see :class:`~grami_actors.scenario.transcript.Pattern`.
+            where: says of a message whether it is meant.
+            within: seconds to wait for it.
+
+        Raises:
+            CheckFailed: there was none.
+        """
+        found: list[Told] = []
+
+        def came() -> list[Told]:
+            found[:] = self.transcript.told(pattern, where)
+            return found
+
+        await self._until(came, within)
+        self.require(f"expected {pattern} within {within:g} s", found)
+        return found[0]
+
+    async def eventually(self, condition: Condition, *, within: float = 5.0, text: str = "") -> None:
+        """Wait until something is so; looked at whenever something has happened, and at the end.
+
+        Raises:
+            CheckFailed: it is not so within that many seconds.
+        """
+        held = await self._until(self._as_function(condition), within)
+        self.require(text or f"{_in_words(condition)}, within {within:g} s", held)
+
+    async def never(self, condition: Condition, *, during: float, text: str = "") -> None:
+        """Wait, and see that something is never so; looked at whenever something has happened, and at the end.
+
+        Raises:
+            CheckFailed: it is so.
+        """
+        held = await self._until(self._as_function(condition), during)
+        self.require(text or f"never {_in_words(condition)}, during {during:g} s", not held)
+
+    def _as_function(self, condition: Condition) -> Callable[[], Any]:
+        if isinstance(condition, str):
+            pattern = condition
+            return lambda: self.transcript.told(pattern)
+        return condition
+
+    async def _until(self, condition: Callable[[], Any], seconds: float) -> bool:
+        """Whether it came to be so within that many seconds."""
+        changed = self._changed = self._changed or asyncio.Event()
+        self._stage.history.on_change = self._on_change
+        end = self._loop.time() + seconds
+        while True:
+            changed.clear()
+            held = condition()
+            if inspect.isawaitable(held):
+                held = await held
+            if held or self._loop.time() >= end:
+                return bool(held)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(end):
+                    await changed.wait()
+
+    def _on_change(self) -> None:
+        if self._changed is not None and not self._changed.is_set():
+            self._loop.call_soon_threadsafe(self._changed.set)
+
+    # --- what is shown ---
 
     def say(self, who: str, to: str, what: str, text: str = "", **rest: Any) -> None:
         """Add a line to the transcript."""
-        line = Line(self.now(), who, to, what, text, **rest)
-        self.lines.append(line)
-        self._watch(line)
+        self.lines += 1
+        if self._watch is not None:
+            self._watch(Line(self.now(), who, to, what, text, **rest))
 
     def show(self, piece: Piece) -> None:
         """Show text that is being written."""
-        self._watch(piece)
+        if self._watch is not None:
+            self._watch(piece)
 
-    def now(self) -> float:
-        """Seconds since the scenario began."""
-        return time.perf_counter() - self._begun_at
+    def note(self, entry: Any) -> None:
+        """Show what happened among the actors: for the history of the run."""
+        if not isinstance(entry, Remark) and (line := line_of(entry)) is not None:
+            self.lines += 1
+            if self._watch is not None:
+                self._watch(msgspec.structs.replace(line, at=line.at - self._begun_at))
 
     async def close(self) -> None:
         """Disconnect the clients."""
+        self._stage.history.on_change = None
         await self._stack.aclose()
-        self._unsubscribe()
-
-    def _on_event(self, event: Event) -> None:
-        if isinstance(event, MessageHandled):
-            # What clients ask and get is told by the clients themselves.
-            if (
-                event.actor != "router"
-                and not event.actor.startswith(CONNECTION)
-                and not event.sender.startswith(CONNECTION)
-            ):
-                self._on_handled(event)
-        elif isinstance(event, ActorFailed):
-            frames = re.findall(r'File "(.+?)", line (\d+)', event.details)
-            place = f" ({Path(frames[-1][0]).name}:{frames[-1][1]})" if frames else ""
-            self.say(event.actor, "", "failed", f"{event.error}{place}")
-        elif isinstance(event, ActorRestarted):
-            self.say(event.actor, "", "restarted", f"restart {event.restarts}")
-
-    def _on_handled(self, event: MessageHandled) -> None:
-        came = "" if event.result is None else f"⇒ {summary(event.result)}"
-        self.say(
-            event.sender or "somebody",
-            event.actor,
-            kind_of(event.message),
-            f"{shortened(asked(event.message), 36)} {came}".strip(),
-            outcome=event.outcome,
-            seconds=event.duration,
-        )
 
 
-class PlayClient:
-    """A real client of the swarm, whose every word is in the transcript."""
-
-    def __init__(self, play: Play, name: str, connection: Client) -> None:
-        self.name = name
-        self._play = play
-        self._connection = connection
-
-    async def request(self, message: Message | str, /, **fields: Any) -> Any:
-        """Ask and wait for the answer; see :meth:`grami_actors.client.Client.request`."""
-        began = self._ask(message, fields)
-        try:
-            data = await self._connection.request(message, **fields)
-        except GramiError as error:
-            self._answered(began, error.message, error.error_code)
-            raise
-        self._answered(began, summary(data), "ok")
-        return data
-
-    async def stream(self, message: Message | str, /, **fields: Any) -> AsyncIterator[Frame]:
-        """Ask and get every frame; see :meth:`grami_actors.client.Client.stream`."""
-        began = self._ask(message, fields)
-        seen: set[str] = set()
-        try:
-            async for frame in self._connection.stream(message, **fields):
-                seen |= self._show(frame)
-                if frame.type == "response":
-                    self._answered(began, summary(frame.data), "ok")
-                yield frame
-        except GramiError as error:
-            self._answered(began, error.message, error.error_code)
-            raise
-        finally:
-            for key in seen:
-                self._play.show(Piece(key, "", done=True))
-
-    async def write(self, message: Message | str, /, **fields: Any) -> tuple[Any, list[Frame]]:
-        """Ask with streaming, and return the answer and all frames."""
-        frames = [frame async for frame in self.stream(message, **fields)]
-        return frames[-1].data, frames
-
-    def _show(self, frame: Frame) -> set[str]:
-        if frame.type != "response.chunk":
-            return set()
-        part = frame.data if isinstance(frame.data, dict) else {"text": frame.data}
-        key = f"{self.name} ← {part.get('from', 'answer')}"
-        self._play.show(Piece(key, str(part.get("text", ""))))
-        return {key}
-
-    def _ask(self, message: Message | str, fields: dict[str, Any]) -> float:
-        given = [f"{name}={value}" for name, value in fields.items() if name != "timeout"]
-        text = ", ".join([*given, "" if isinstance(message, str) else summary(message)]).strip(", ")
-        self._play.say(self.name, "growth manager", kind_of(message), text)
-        return time.perf_counter()
-
-    def _answered(self, began: float, text: str, outcome: str) -> None:
-        seconds = time.perf_counter() - began
-        self._play.say("growth manager", self.name, "answer", text, outcome=outcome, seconds=seconds)
+def _in_words(condition: Condition) -> str:
+    if isinstance(condition, str):
+        return condition
+    return (condition.__doc__ or "").strip() or getattr(condition, "__name__", repr(condition)).replace("_", " ")
 
 
-def kind_of(message: Any) -> str:
-    """The message type as it is called on the wire."""
-    if isinstance(message, str):
-        return message
-    return str(message.__struct_config__.tag) if isinstance(message, Message) else type(message).__name__
+class Ending(msgspec.Struct, frozen=True):
+    """How the playing of a scenario ended.
+
+    Attributes:
+        checks: all of them.
+        error: what it raised; empty if nothing.
+        kind: of the error: ``check`` or ``error``; empty if it passed.
+    """
+
+    checks: tuple[Check, ...]
+    error: str = ""
+    kind: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing was wrong. Without any check, having ended without an error is the check."""
+        return not self.kind
 
 
-def asked(message: Any) -> str:
-    """What a message asks for, without what is in every message of its kind."""
-    if isinstance(message, Generate):
-        return "…" + message.prompt.canonical.rstrip().rpartition("\n")[2]
-    if isinstance(message, ToolCall):
-        return ", ".join(shortened(summary(value), 24) for value in message.arguments.values())
-    return summary(message)
-
-
-def shortened(text: str, length: int = 56) -> str:
-    """The text, cut to a length in characters."""
-    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
-
-
-def summary(value: Any) -> str:
-    """A value in one short line."""
-    if isinstance(value, msgspec.Struct):
-        value = {name: getattr(value, name) for name in value.__struct_fields__}
-    if isinstance(value, dict):
-        parts = [f"{name}={summary(each)}" for name, each in value.items() if each not in (None, "", [], (), {})]
-        return ", ".join(parts)
-    if isinstance(value, (list, tuple)):
-        return " | ".join(summary(each) for each in value)
-    return " ".join(str(value).split())
-
-
-async def play_one(manager: GrowthManager, function: ScenarioFunction, watch: Callable[[Any], None]) -> Result:
-    """Play one scenario and say how it went."""
-    play = Play(manager, watch)
+async def perform(play: Play, function: ScenarioFunction) -> Ending:
+    """Play a scenario to its end, and say how it went."""
     error = ""
     try:
         await function(play)
@@ -263,25 +300,17 @@ async def play_one(manager: GrowthManager, function: ScenarioFunction, watch: Ca
         pass
     except GramiError as failure:
         error = f"{failure.error_code}: {failure.message}"
-    except asyncio.CancelledError:
-        raise
-    except Exception as failure:  # noqa: BLE001 - a scenario may raise anything, and then it has failed
-        error = f"{describe(failure)}{_place(failure)}"
+    except (Exception, SystemExit) as failure:  # noqa: BLE001 - a scenario may raise anything, and then it has failed
+        error = f"{describe(failure)}{place(failure)}"
     finally:
-        seconds = play.now()
         await play.close()
-    passed = not error and all(check.passed for check in play.checks)
-    return Result(function.__name__, "live", passed, tuple(play.checks), error, seconds, len(play.lines))
-
-
-def _place(failure: BaseException) -> str:
-    """Where it was raised, as ``(file:line)``."""
-    frames = traceback.extract_tb(failure.__traceback__)
-    return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    failed = [check for check in play.checks if not check.passed]
+    kind = "error" if error else "check" if failed else ""
+    return Ending(tuple(play.checks), error, kind)
 
 
 class Result(msgspec.Struct, frozen=True):
-    """How a scenario went. Without any check, having ended without an error is the check."""
+    """How a scenario went on a real server."""
 
     scenario: str
     mode: str
@@ -290,3 +319,19 @@ class Result(msgspec.Struct, frozen=True):
     error: str
     wall_seconds: float
     messages: int
+
+
+__all__ = [
+    "Check",
+    "CheckFailed",
+    "Ending",
+    "Line",
+    "Piece",
+    "Play",
+    "PlayClient",
+    "Result",
+    "Stage",
+    "perform",
+    "scenario",
+    "summary",
+]

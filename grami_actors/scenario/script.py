@@ -1,4 +1,4 @@
-"""A scenario file: load it, find its swarm and its scenarios, play them. Floor 14."""
+"""A scenario file: load it, find its swarm and its scenarios, play them. Floor 16."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -16,7 +17,10 @@ import msgspec
 from grami_actors.config import Config
 from grami_actors.errors import ConfigError, describe
 from grami_actors.manager import GrowthManager
-from grami_actors.scenario.play import Result, ScenarioFunction, play_one
+from grami_actors.recording.recorder import recording
+from grami_actors.recording.tape import header
+from grami_actors.scenario.play import Mode, Result, ScenarioFunction, modes_of
+from grami_actors.scenario.stage import play_one
 from grami_actors.swarm import Swarm
 
 
@@ -26,6 +30,7 @@ class Script(msgspec.Struct, frozen=True):
     path: Path
     swarm: Swarm
     scenarios: tuple[ScenarioFunction, ...]
+    module: ModuleType
 
 
 def load(path: Path) -> Script:
@@ -36,7 +41,7 @@ def load(path: Path) -> Script:
     """
     if not path.is_file():
         raise ConfigError(f"there is no file {path}")
-    name = f"grami_script_{path.stem}"
+    name = _name_of(path)
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path} is not a Python file")
@@ -55,11 +60,19 @@ def load(path: Path) -> Script:
     swarm = getattr(module, "swarm", None)
     if not isinstance(swarm, Swarm):
         raise ConfigError(f"{path} defines no `swarm = Swarm(agents=[...], tools=[...])`")
-    found = [each for each in vars(module).values() if getattr(each, "__grami_scenario__", False)]
+    found = [each for each in vars(module).values() if modes_of(each)]
     for each in found:
         if not inspect.iscoroutinefunction(each):
             raise ConfigError(f"{path}: the scenario {each.__name__} is not an async function")
-    return Script(path, swarm, tuple(found))
+    return Script(path, swarm, tuple(found), module)
+
+
+def _name_of(path: Path) -> str:
+    """What its module is called; scripts of several folders may have the same name."""
+    name = f"grami_script_{path.stem}"
+    while (other := sys.modules.get(name)) is not None and Path(other.__file__ or "").resolve() != path.resolve():
+        name += "_"
+    return name
 
 
 def _place(error: Exception, path: Path) -> str:
@@ -70,26 +83,43 @@ def _place(error: Exception, path: Path) -> str:
     return f"line {lines[-1].lineno}: " if lines else ""
 
 
-def choose(script: Script, names: Sequence[str]) -> tuple[ScenarioFunction, ...]:
-    """The scenarios with these names, or all. Raises ConfigError for an unknown name, or when there is none."""
+def choose(script: Script, names: Sequence[str], mode: Mode | None = None) -> tuple[ScenarioFunction, ...]:
+    """The scenarios with these names, or all that are played in this mode.
+
+    Raises:
+        ConfigError: there is no such name, or nothing to play; or one that is named is not played in this mode.
+    """
     if not script.scenarios:
         raise ConfigError(f"{script.path} has no scenario: mark an async function with @scenario")
     known = {each.__name__: each for each in script.scenarios}
     for name in names:
         if name not in known:
             raise ConfigError(f"{script.path} has no scenario {name!r}; it has {', '.join(known)}")
-    return tuple(known[name] for name in names) or script.scenarios
+    chosen = tuple(known[name] for name in names) or script.scenarios
+    fit = tuple(each for each in chosen if mode is None or mode in modes_of(each))
+    if not fit or (names and fit != chosen):
+        unfit = ", ".join(each.__name__ for each in chosen if each not in fit)
+        raise ConfigError(f"{script.path}: {unfit} cannot be played like this: marked @scenario({mode}=False)")
+    return fit
 
 
-async def run(script: Script, names: Sequence[str], config: Config, watch: Callable[[Any], None]) -> tuple[Result, ...]:
-    """Play scenarios, one after another, on one Growth Manager that is started for them."""
-    chosen = choose(script, names)
+async def run(
+    script: Script,
+    names: Sequence[str],
+    config: Config,
+    watch: Callable[[Any], None],
+    record: Path | None = None,
+) -> tuple[Result, ...]:
+    """Play scenarios, one after another, on one Growth Manager that is started for them; and record them, if wanted."""
+    chosen = choose(script, names, "live")
     results = []
-    async with GrowthManager(script.swarm, config, publish=False) as manager:
-        watch(manager)
-        for function in chosen:
-            watch(function)
-            result = await play_one(manager, function, watch)
-            results.append(result)
-            watch(result)
+    manager = GrowthManager(script.swarm, config, publish=False)
+    with recording(manager, record, header(script.path, [each.__name__ for each in chosen])):
+        async with manager:
+            watch(manager)
+            for function in chosen:
+                watch(function)
+                result = await play_one(manager, function, watch)
+                results.append(result)
+                watch(result)
     return tuple(results)

@@ -1,165 +1,111 @@
-"""The transcript of a playing scenario, live in a terminal. Floor 14."""
+"""The transcript of a run, to be asked: who told whom what, and what caused it. Floor 16."""
 
 from __future__ import annotations
 
-import inspect
-import itertools
-from typing import Any, Self
+import re
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import Any
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.rule import Rule
-from rich.table import Table
-from rich.text import Text
+from grami_actors.history import AnyEntry, History, Injected, Life, Lost, Told
 
-from grami_actors.manager import GrowthManager
-from grami_actors.scenario.play import Check, Line, Piece, Result
-
-_COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_cyan", "bright_magenta", "bright_green")
+_PATTERN = re.compile(
+    r"\s*(?:(?P<sender>\S*?)\s*->\s*)?"
+    r"(?P<to>(?!->)[^\s:]+(?::[^\s:]+)*?)\s*(?::\s+(?P<type>\S+))?\s*"
+)
 
 
-class Writing:
-    """The text that is being written at this moment, a row for each writer, below everything else.
+class Pattern:
+    """Messages of a kind, as text: ``"alice -> writer-*: draft"``.
 
-    Without a terminal it shows nothing. ``last`` is for whoever shows the text in another way: the last writer.
+    ``*`` stands for any characters. Sender and type may be left out: ``"writer-*"``, ``"writer: draft"``.
+
+    Raises:
+        ValueError: the text is none.
     """
 
-    def __init__(self, console: Console) -> None:
-        self.last = ""
-        self._console = console
-        self._texts: dict[str, str] = {}
-        self._live = Live(console=console, refresh_per_second=12, transient=True, get_renderable=self._render)
+    def __init__(self, text: str, where: Callable[[Told], object] | None = None) -> None:
+        match = _PATTERN.fullmatch(text)
+        if match is None:
+            raise ValueError(f"{text!r} is no pattern of messages: write 'sender -> receiver: type'")
+        self.text = text
+        self._sender = match["sender"] or "*"
+        self._to = match["to"]
+        self._type = match["type"] or "*"
+        self._where = where
 
-    def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._texts.clear()
-        if self._live.is_started:
-            self._live.stop()
-
-    def add(self, key: str, text: str) -> None:
-        """More text of one writer."""
-        self._texts[key] = self._texts.get(key, "") + text
-
-    def end(self, key: str) -> None:
-        """A writer is done."""
-        self._texts.pop(key, None)
-
-    def _render(self) -> Group:
-        rows = []
-        # A copy: the display's own thread renders while text arrives.
-        for key, text in tuple(self._texts.items()):
-            row = Text(f"     … {key}: ", style="dim", no_wrap=True, overflow="ellipsis")
-            room = max(10, self._console.width - len(row.plain) - 2)
-            row.append(" ".join(text.split())[-room:], style="italic")
-            rows.append(row)
-        return Group(*rows)
+    def matches(self, told: Told, sender: str) -> bool:
+        """Whether a message is one of them; ``sender`` is what the script calls who sent it."""
+        return (
+            fnmatchcase(told.to, self._to)
+            and fnmatchcase(told.type, self._type)
+            and (fnmatchcase(sender, self._sender) or fnmatchcase(told.sender, self._sender))
+            and (self._where is None or bool(self._where(told)))
+        )
 
 
 class Transcript:
-    """Shows lines as they come, and below them the text that is being written at this moment.
+    """What happened so far, in the order in which the handlers of messages began.
 
-    Without a terminal (a pipe, a file) it prints only the finished lines.
+    A message stands in it when its handler has ended.
+
+    Args:
+        history: of the run.
+        names: gives what the script calls the connections.
     """
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._colours: dict[str, str] = {}
-        self._palette = itertools.cycle(_COLOURS)
-        self._writing = Writing(console)
+    def __init__(self, history: History, names: Callable[[], dict[str, str]]) -> None:
+        self._history = history
+        self._names = names
 
-    def __enter__(self) -> Self:
-        self._writing.__enter__()
-        return self
+    @property
+    def entries(self) -> list[AnyEntry]:
+        """Everything, in the order in which it ended."""
+        return self._history.entries
 
-    def __exit__(self, *_: object) -> None:
-        self._writing.__exit__()
+    def told(self, pattern: str = "*", where: Callable[[Told], object] | None = None) -> list[Told]:
+        """The messages of a kind; see :class:`Pattern`. What the router forwards is told once, to who gets it."""
+        wanted, names = Pattern(pattern, where), self._names()
+        found = [
+            each
+            for each in self._history.told()
+            if each.to != "router" and wanted.matches(each, names.get(each.sender, each.sender))
+        ]
+        return sorted(found, key=_taken)
 
-    def __call__(self, event: Any) -> None:
-        """Take what a scenario shows."""
-        if isinstance(event, Piece):
-            self._on_piece(event)
-        elif isinstance(event, Line):
-            # A file has no width: there a line is whole, however long.
-            self._console.print(self._line(event), soft_wrap=True)
-        elif isinstance(event, Check):
-            self._console.print(_check(event), soft_wrap=True)
-        elif isinstance(event, GrowthManager):
-            self._console.print(Text.assemble(("growth manager ", "bold"), "at ", (event.url, "underline")))
-        elif inspect.isfunction(event):
-            self._console.print()
-            self._console.print(Rule(_title(event), align="left", style="dim"))
+    def count(self, pattern: str = "*", where: Callable[[Told], object] | None = None) -> int:
+        """How many there are."""
+        return len(self.told(pattern, where))
 
-    def _on_piece(self, piece: Piece) -> None:
-        if piece.done:
-            self._writing.end(piece.key)
-        else:
-            self._writing.add(piece.key, piece.text)
+    def causes(self, entry: Told) -> list[Told]:
+        """What led to a message: the one whose handler sent it, what led to that, and so on."""
+        by_span = {each.span: each for each in self._history.told() if each.span}
+        found: list[Told] = []
+        while entry.cause in by_span and by_span[entry.cause] not in found:
+            entry = by_span[entry.cause]
+            found.append(entry)
+        return found
 
-    def _name(self, name: str) -> Text:
-        base = name.split("-", maxsplit=1)[0] if not name.startswith("connection-") else name
-        if base not in self._colours:
-            self._colours[base] = next(self._palette)
-        return Text(name, style=self._colours[base])
+    def caused(self, cause: Told, effect: Told) -> bool:
+        """Whether one message led to another, over however many others."""
+        return any(each is cause for each in self.causes(effect))
 
-    def _line(self, line: Line) -> Text:
-        row = Text(f"{line.at:7.2f}  ", style="dim")
-        row.append_text(self._name(line.who))
-        if line.to:
-            row.append(" → ", style="dim")
-            row.append_text(self._name(line.to))
-        row.append(f"  {line.what} ", style="bold")
-        if line.outcome not in {"", "ok"}:
-            row.append(f"{line.outcome} ", style="bold red")
-        end = "" if line.seconds is None else f"  {_duration(line.seconds)}"
-        text = Text(line.text)
-        if self._console.is_terminal:
-            text.truncate(max(8, self._console.width - row.cell_len - len(end)), overflow="ellipsis")
-        row.append_text(text)
-        row.append(end, style="dim")
-        return row
+    def lost(self, pattern: str = "*") -> list[Lost]:
+        """The dead letters to names that match."""
+        return [each for each in self.entries if isinstance(each, Lost) and fnmatchcase(each.to, pattern)]
+
+    def lives(self, stage: str, pattern: str = "*") -> list[Life]:
+        """Who came to a stage: ``failed``, ``restarted``, ``stopped``..."""
+        return [
+            each
+            for each in self.entries
+            if isinstance(each, Life) and each.stage == stage and fnmatchcase(each.actor, pattern)
+        ]
+
+    def faults(self) -> list[Injected]:
+        """The faults that struck."""
+        return [each for each in self.entries if isinstance(each, Injected)]
 
 
-def _check(check: Check) -> Text:
-    mark = ("       ✓ ", "green") if check.passed else ("       ✗ ", "bold red")
-    details = f": {check.details}" if check.details and not check.passed else ""
-    return Text.assemble(mark, (check.text, "" if check.passed else "red"), details)
-
-
-def _title(function: Any) -> str:
-    first = (function.__doc__ or "").strip().partition("\n")[0]
-    return f"{function.__name__}: {first}" if first else str(function.__name__)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
-
-
-def summarise(console: Console, results: tuple[Result, ...]) -> None:
-    """Print the table at the end."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading, justify in (
-        ("", "left"),
-        ("scenario", "left"),
-        ("checks", "right"),
-        ("messages", "right"),
-        ("time", "right"),
-    ):
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
-    for result in results:
-        held = sum(check.passed for check in result.checks)
-        mark = "[green]✓[/green]" if result.passed else "[bold red]✗[/bold red]"
-        checks = f"{held}/{len(result.checks)}" if result.checks else "-"
-        table.add_row(mark, result.scenario, checks, str(result.messages), _duration(result.wall_seconds))
-    console.print()
-    console.print(table)
-    for result in results:
-        for check in result.checks:
-            if not check.passed:
-                console.print(Text.assemble(("failed ", "bold red"), f"in {result.scenario}:"), end="")
-                console.print(_check(check), soft_wrap=True)
-        if result.error:
-            console.print(Text.assemble(("error ", "bold red"), f"in {result.scenario}: {result.error}"))
+def _taken(told: Told) -> Any:
+    return told.taken

@@ -1,0 +1,1 @@
+"""What happened, on paper: recordings, their replay, reports and diagrams. Floor 15."""

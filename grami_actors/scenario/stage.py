@@ -1,0 +1,94 @@
+"""The two places where a scenario is played: a real server, and a simulated world. Floor 16."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from grami_actors.client import Client, connect
+from grami_actors.history import History
+from grami_actors.manager import GrowthManager
+from grami_actors.scenario.play import Ending, Play, Result, ScenarioFunction, perform
+from grami_actors.simulation.faults import Injector
+from grami_actors.simulation.run import Act, Failure
+from grami_actors.simulation.world import World
+
+
+class LiveStage:
+    """A real server, and what happens on it from now on.
+
+    Args:
+        manager: the server, running.
+        watch: called with each entry of its history, as it comes.
+    """
+
+    mode: Literal["live", "simulated"] = "live"
+
+    def __init__(self, manager: GrowthManager, watch: Callable[[Any], object] | None = None) -> None:
+        self.manager = manager
+        self.system = manager.system
+        self.history = History(self.system.bus, self.system.now, watch)
+        self._faults: Injector | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._faults is not None:
+            self._faults.__exit__(None, None, None)
+        self.history.end()
+
+    @property
+    def faults(self) -> Injector:
+        """What is to go wrong."""
+        if self._faults is None:
+            self._faults = Injector(self.system, self.history).__enter__()
+        return self._faults
+
+    def client(self) -> Client:
+        """A client that has not connected yet."""
+        return connect(self.manager.url, retry_for=0.0)
+
+
+async def play_one(manager: GrowthManager, function: ScenarioFunction, watch: Callable[[Any], None]) -> Result:
+    """Play one scenario on a real server and say how it went."""
+    play: Play | None = None
+
+    def note(entry: Any) -> None:
+        if play is not None:
+            play.note(entry)
+
+    with LiveStage(manager, note) as stage:
+        play = Play(stage, watch)
+        ending = await perform(play, function)
+        seconds = play.now()
+    return Result(function.__name__, "live", ending.passed, ending.checks, ending.error, seconds, play.lines)
+
+
+def acted(function: ScenarioFunction, watch: Callable[[Any], None] | None = None) -> Act:
+    """A scenario, as a simulation plays it.
+
+    Args:
+        function: the scenario.
+        watch: gets what it shows, as it comes.
+    """
+
+    async def act(world: World) -> Failure | None:
+        play = Play(world, watch)
+        world.on_entry = play.note if watch is not None else None
+        return _failure(await perform(play, function))
+
+    return act
+
+
+def _failure(ending: Ending) -> Failure | None:
+    if ending.passed:
+        return None
+    failed = next((check for check in ending.checks if not check.passed), None)
+    if failed is None:
+        return Failure(ending.kind, ending.error)
+    details = f" ({failed.details})" if failed.details else ""
+    return Failure(ending.kind, ending.error or f"{failed.text}{details}")

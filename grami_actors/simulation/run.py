@@ -1,0 +1,228 @@
+"""One simulated run, from its seed to what came of it; and how a failing one is made shorter. Floor 14."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import random
+import time
+import traceback
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import PurePath
+from typing import Any
+
+import msgspec
+
+from grami_actors.deadlines import Deadlines
+from grami_actors.errors import describe
+from grami_actors.gateway.memory import MemoryGateway
+from grami_actors.simulation.deadlock import explain, holders, waiting
+from grami_actors.simulation.leaks import Nondeterminism, sealed, sealing
+from grami_actors.simulation.loop import Endless, Livelock, Stuck, VirtualLoop
+from grami_actors.simulation.schedule import Decided, Decisions, Schedule
+from grami_actors.simulation.world import Setup, World
+
+Act = Callable[[World], Coroutine[Any, Any, "Failure | None"]]
+"""What is played in a world; says what was wrong, if something was."""
+
+PATIENCE = 600.0
+"""Seconds of virtual time in which nothing happened but that somebody looked at a clock."""
+
+SWEEP = 64
+"""Runs between two collections of garbage."""
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Why a run failed.
+
+    Attributes:
+        kind: ``check``, ``error``, ``deadlock``, ``livelock``, ``endless`` or ``nondeterminism``.
+        text: what was wrong.
+    """
+
+    kind: str
+    text: str
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What came of one run.
+
+    Attributes:
+        seed: its seed.
+        failure: why it failed; ``None`` if it passed.
+        digest: what it was, and when: equal runs have equal digests.
+        order: who was told what, in which order.
+        seconds: of virtual time.
+        steps: that were chosen.
+        messages: that were taken.
+        decisions: what sets it apart from the plainest run.
+    """
+
+    seed: int
+    failure: Failure | None
+    digest: str
+    order: str
+    seconds: float
+    steps: int
+    messages: int
+    decisions: Decisions
+
+
+class Runner:
+    """Plays one act, again and again.
+
+    Args:
+        setup: in which world.
+        act: what is played.
+        fresh: called before each run: everything is to be as it was before the first.
+    """
+
+    def __init__(self, setup: Setup, act: Act, fresh: Callable[[], object] | None = None) -> None:
+        self._setup = setup
+        self._act = act
+        self._fresh = fresh
+        self._runs = 0
+
+    def run(
+        self, schedule: Schedule, *, watched: bool = False, seen: Callable[[World], object] | None = None
+    ) -> Outcome:
+        """Play it once.
+
+        Args:
+            schedule: its decisions.
+            watched: whether somebody wants to see each entry of its history, as it comes.
+            seen: gets the world when it is over.
+        """
+        if self._fresh is not None:
+            self._fresh()
+        self._runs += 1
+        if self._runs % SWEEP == 0:
+            gc.collect(1)
+        loop = VirtualLoop(schedule, (Deadlines, MemoryGateway), self._setup.most_seconds)
+        world = World(self._setup, schedule, loop, watched=watched)
+        loop.idle = _Idle(world, loop)
+        collecting = gc.isenabled()
+        gc.disable()  # what it finds, and when, is not of the seed; it is swept between runs
+        try:
+            failure = self._play(loop, world)
+        finally:
+            if collecting:
+                gc.enable()
+        if seen is not None:
+            seen(world)
+        told = None if failure is None else failure.kind
+        return Outcome(
+            seed=schedule.seed,
+            failure=failure,
+            digest=world.witness.digest(round(loop.elapsed, 6), told),
+            order=world.witness.order,
+            seconds=loop.elapsed,
+            steps=loop.steps,
+            messages=world.witness.count,
+            decisions=schedule.decisions,
+        )
+
+    def _play(self, loop: VirtualLoop, world: World) -> Failure | None:
+        try:
+            # Dice of their own: what the runtime throws for names of spans must not change what is decided.
+            with holders(), sealed(random.Random(f"grami_actors others {world.seed}")):
+                return loop.run(self._perform(world))
+        except Nondeterminism as leak:
+            return Failure("nondeterminism", str(leak))
+        except Stuck as stuck:
+            return Failure("deadlock", str(stuck))
+        except (Livelock, Endless) as busy:
+            return Failure(type(busy).__name__.lower(), str(busy))
+        except KeyboardInterrupt:  # somebody wants to stop all of it
+            raise
+        except BaseException as error:  # noqa: BLE001 - a script that calls exit() ends a run, not the command
+            return Failure("error", f"{describe(error)}{place(error)}")
+
+    async def _perform(self, world: World) -> Failure | None:
+        async with world:
+            return await self._act(world)
+
+
+class _Idle:
+    """Looks whether there is anything left to wait for, when only deadlines and the like are."""
+
+    def __init__(self, world: World, loop: VirtualLoop) -> None:
+        self._world = world
+        self._loop = loop
+        self._steps = -1
+        self._since = 0.0
+
+    def __call__(self) -> None:
+        loop, system = self._loop, self._world.system
+        if loop.steps != self._steps:
+            self._steps, self._since = loop.steps, loop.time()
+            found = explain(system, loop)
+            if found is not None:
+                raise Stuck(f"these wait for each other: {found}")
+        if not loop.timers or loop.time() - self._since > PATIENCE:
+            lines = "".join(f"\n  {line}" for line in waiting(system, loop))
+            raise Stuck(f"nothing can go on, and there is nothing to wait for{':' if lines else ''}{lines}")
+
+
+@contextlib.contextmanager
+def series() -> Iterator[None]:
+    """Runs in here cost less: what watches over all of them is set up once."""
+    with sealing(), holders():
+        yield
+
+
+def place(error: BaseException) -> str:
+    """Where it was raised, as ``(file:line)``."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" ({PurePath(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+
+
+def shrink(runner: Runner, failed: Outcome, *, most_runs: int = 400, most_seconds: float = 10.0) -> Outcome:
+    """The shortest run found that fails in the same way: fewer faults, fewer preemptions.
+
+    Decisions are left out in ever smaller groups (delta debugging: Zeller and Hildebrandt, 2002), as long as there is
+    time for it.
+
+    Args:
+        runner: plays it.
+        failed: what came of the run that failed.
+        most_runs: how often it is made shorter, at most.
+        most_seconds: how long that may take.
+    """
+    end = time.perf_counter() + most_seconds
+    best = failed
+    for _ in range(most_runs):
+        shorter = _shorter(runner, best, end)
+        if shorter is None:
+            return best
+        best = shorter
+    return best
+
+
+def _shorter(runner: Runner, best: Outcome, end: float) -> Outcome | None:
+    """A run with fewer decisions that still fails; ``None`` if there is none, or no time to find it."""
+    for fewer in _candidates(best.decisions):
+        if time.perf_counter() > end:
+            return None
+        tried = runner.run(Decided(best.seed, fewer))
+        if _same(tried, best) and len(tried.decisions) < len(best.decisions):
+            return tried
+    return None
+
+
+def _same(one: Outcome, other: Outcome) -> bool:
+    return one.failure is not None and other.failure is not None and one.failure.kind == other.failure.kind
+
+
+def _candidates(decisions: Decisions) -> Iterator[Decisions]:
+    """The same without some of them: large parts first, and faults before preemptions."""
+    every = [("strikes", key) for key in decisions.strikes] + [("picks", key) for key in decisions.picks]
+    size = len(every)
+    while size >= 1:
+        for start in range(0, len(every), size):
+            without = set(every[start : start + size])
+            yield Decisions(
+                {key: value for key, value in decisions.picks.items() if ("picks", key) not in without},
+                {key: value for key, value in decisions.strikes.items() if ("strikes", key) not in without},
+            )
+        size //= 2

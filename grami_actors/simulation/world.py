@@ -1,0 +1,120 @@
+"""A swarm and its gateway in one simulated run: what a Growth Manager is in a real one. Floor 14."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from grami_actors.catalog import Catalog
+from grami_actors.client import Client
+from grami_actors.config import Config
+from grami_actors.credentials import Authority
+from grami_actors.gateway.memory import MemoryGateway
+from grami_actors.handshake import Settings
+from grami_actors.history import AnyEntry, History
+from grami_actors.manager import package_version
+from grami_actors.permissions import Permissions
+from grami_actors.policy import Policy
+from grami_actors.simulation.faults import Injector
+from grami_actors.simulation.loop import VirtualLoop
+from grami_actors.simulation.rules import PROFILES
+from grami_actors.simulation.schedule import Schedule
+from grami_actors.simulation.system import SimulatedSystem
+from grami_actors.simulation.witness import Witness
+from grami_actors.swarm import Swarm
+
+_SETTINGS = Settings(url="memory", token=None, retry_for=0.0, open_timeout=5.0, tls=None, encoding="json")
+
+
+class Setup:
+    """What all runs of one swarm share: made once.
+
+    Args:
+        swarm: what is run.
+        faults: the name of a profile of faults.
+        most_seconds: of virtual time, after which a run has failed.
+    """
+
+    def __init__(self, swarm: Swarm, faults: str = "none", most_seconds: float = 86_400.0) -> None:
+        self.swarm = swarm
+        self.profile = PROFILES[faults]
+        self.most_seconds = most_seconds
+        self.config = Config()
+        self.policy = Policy(Authority(), Permissions(()), self.config.rates)
+        self.version = package_version()
+        for tool in swarm.tools:
+            with contextlib.suppress(Exception):  # its calls say what is wrong with it
+                tool.load()  # when it is first called, that would need a thread
+        self._catalog: Catalog | None = None
+
+    @property
+    def catalog(self) -> Catalog:
+        """The message types that clients may send."""
+        if self._catalog is None:
+            self._catalog = self.swarm.catalog()
+        return self._catalog
+
+
+class World:
+    """One run: enter it to start the swarm; leaving it stops everything.
+
+    Args:
+        setup: what is run.
+        schedule: its decisions.
+        loop: its time.
+        watched: whether somebody wants to see each entry of its history, as it comes.
+
+    Attributes:
+        on_entry: called with each, then.
+    """
+
+    mode: Literal["live", "simulated"] = "simulated"
+
+    def __init__(self, setup: Setup, schedule: Schedule, loop: VirtualLoop, *, watched: bool = False) -> None:
+        self.seed = schedule.seed
+        self.witness = Witness()
+        self.system = SimulatedSystem(loop, schedule.rng, self.witness)
+        self.on_entry: Callable[[Any], object] | None = None
+        self.history = History(self.system.bus, self.system.now, self._watch if watched else None)
+        self._faults: Injector | None = None
+        self._schedule = schedule
+        self._setup = setup
+        self._gateway: MemoryGateway | None = None
+
+    def _watch(self, entry: AnyEntry) -> None:
+        if self.on_entry is not None:
+            self.on_entry(entry)
+
+    async def __aenter__(self) -> Self:
+        await self.system.__aenter__()
+        await self._setup.swarm.start(self.system)
+        if self._setup.profile.chances:
+            self.faults.draw(self._setup.profile, self._schedule)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._faults is not None:
+            self._faults.__exit__(None, None, None)
+        try:
+            if self._gateway is not None:
+                await self._gateway.close()
+        finally:
+            await self.system.close()
+
+    @property
+    def faults(self) -> Injector:
+        """What is to go wrong; costs nothing as long as nobody asks for it."""
+        if self._faults is None:
+            self._faults = Injector(self.system, self.history).__enter__()
+        return self._faults
+
+    def client(self) -> Client:
+        """A client that has not connected yet."""
+        if self._gateway is None:
+            setup = self._setup
+            self._gateway = MemoryGateway(self.system, setup.catalog, setup.config, setup.policy, setup.version)
+        return Client(_SETTINGS, self._gateway.connect)

@@ -1,0 +1,424 @@
+"""Replay: live recordings played again on the agents that made them, and on agents that were changed."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+
+from grami_actors.config import Config
+from grami_actors.recording.account import Account, Difference
+from grami_actors.recording.against import Against, against
+from grami_actors.recording.replay import Replayed, replay
+from grami_actors.recording.tape import Tape
+from grami_actors.scenario.script import load, run
+from tests.test_cli import grami
+
+SWARM = '''
+"""Agents that overlap, call, stream, fail, time out and are restarted."""
+
+import asyncio
+
+from grami_actors import Agent, DeadlineExceeded, GramiError, Message, Reject, ScriptedModel, Swarm, handles, tool
+from grami_actors.scenario import Play, scenario
+
+
+class Job(Message):
+    number: int
+
+
+class Text(Message):
+    about: str
+
+
+class Line(Message):
+    text: str
+
+
+class Slow(Message):
+    seconds: float
+
+
+class Bad(Message):
+    how: str
+
+
+class Count(Message):
+    pass
+
+
+@tool(concurrency=3)
+def square(number: int) -> int:
+    if number == 13:
+        raise ValueError("unlucky")
+    return number * number
+
+
+@tool
+async def nap(seconds: float) -> str:
+    await asyncio.sleep(seconds)
+    return "rested"
+
+
+class Boss(Agent, concurrency=8):
+    jobs = 0
+
+    @handles(Job)
+    async def job(self, job: Job) -> dict:
+        self.jobs += 1
+        calls = [self.call(square, number=job.number + more) for more in range(3)]
+        squares = [str(each) for each in await asyncio.gather(*calls, return_exceptions=True)]
+        self.tell("log", Line(f"job {job.number}"))
+        self.tell("log", Line(f"number {self.jobs}"))
+        asked = [self.ask("writer", Text(f"{job.number}/{more}")) for more in range(3)]
+        return {"squares": squares, "texts": await asyncio.gather(*asked)}
+
+    @handles(Slow)
+    async def slow(self, slow: Slow) -> str:
+        try:
+            return await self.ask("sleeper", slow, timeout=0.02)
+        except DeadlineExceeded:
+            return "too slow"
+
+
+class Writer(Agent, instances=3):
+    @handles(Text)
+    async def write(self, text: Text) -> str:
+        pieces = []
+        async for piece in self.generate(f"{text.about} is"):
+            pieces.append(piece)
+            self.emit({"from": self.name, "text": piece})
+        return "".join(pieces)
+
+
+class Sleeper(Agent, concurrency=4):
+    @handles(Slow)
+    async def sleep(self, slow: Slow) -> str:
+        return await self.call(nap, seconds=slow.seconds)
+
+
+class Log(Agent):
+    def on_start(self) -> None:
+        self.lines = []
+
+    @handles(Line)
+    def add(self, line: Line) -> None:
+        self.lines.append(line.text)
+
+    @handles(Count)
+    def count(self, _: Count) -> int:
+        return len(self.lines)
+
+    @handles(Bad)
+    def bad(self, bad: Bad) -> None:
+        if bad.how == "crash":
+            raise RuntimeError("crashed")
+        raise Reject("NOT_TODAY", "no")
+
+
+swarm = Swarm([Boss, Writer, Sleeper, Log], [square, nap], lambda: ScriptedModel({" is": " good and well and fine"}))
+
+
+async def code(work):
+    try:
+        await work
+    except GramiError as error:
+        return error.error_code
+
+
+@scenario
+async def everything(play: Play) -> None:
+    a, b = await play.client("a"), await play.client("b")
+    jobs = [client.write(Job(number)) for number, client in ((1, a), (2, b), (12, a), (13, b))]
+    await asyncio.gather(*jobs, b.request(Slow(0.2)), a.request(Slow(0.001)))
+    play.check("crash", await code(a.request(Bad("crash"))) == "AGENT_EXECUTION_FAILED")
+    play.check("reject", await code(a.request(Bad("reject"))))
+    play.check("late", await code(b.request("slow", seconds=3, to="sleeper", timeout=0.03)) == "DEADLINE_EXCEEDED")
+    cancelled = a.start("slow", seconds=3, to="sleeper")
+    await asyncio.sleep(0.01)
+    await cancelled.cancel()
+    play.check("asked from outside", await play.system.ask("log", Count()) == 0)
+    left = b.start("slow", seconds=3, to="sleeper")
+    await asyncio.sleep(0.005)
+    await b.leave()
+    await code(left)
+    await a.write(Job(40))
+'''
+
+CONTENT = Path(__file__).parents[1] / "scenarios" / "content_swarm.py"
+
+_numbers = itertools.count()
+
+
+def swarm_file(folder: Path, text: str = SWARM) -> Path:
+    path = folder / f"swarm_{next(_numbers)}.py"
+    path.write_text(text)
+    return path
+
+
+def record(file: Path, path: Path) -> Tape:
+    """A live recording of all scenarios of a file."""
+    results = asyncio.run(run(load(file), [], Config(), lambda _: None, path))
+    assert all(each.passed for each in results), results
+    return Tape(path)
+
+
+def replayed(tape: Tape, file: Path | None = None) -> Replayed:
+    return replay(tape, load(file or Path(tape.header.file)).swarm)
+
+
+def shown(replayed: Replayed) -> str:
+    found = replayed.difference
+    return "" if found is None else "\n".join([found.where, *found.lines()])
+
+
+@pytest.fixture(scope="module")
+def tape(tmp_path_factory: pytest.TempPathFactory) -> Tape:
+    folder = tmp_path_factory.mktemp("recorded")
+    return record(swarm_file(folder), folder / "run.jsonl")
+
+
+def changed(tape: Tape, before: str, after: str) -> Replayed:
+    """The recording on agents of which one thing was changed."""
+    assert before in SWARM
+    return replayed(tape, swarm_file(tape.path.parent, SWARM.replace(before, after)))
+
+
+# --- the same agents ---
+
+
+@pytest.mark.slow
+def test_a_live_run_is_replayed_as_it_was_twenty_times(tape: Tape) -> None:
+    for _ in range(20):
+        again = replayed(tape)
+        assert shown(again) == ""
+        assert again.same
+    assert again.messages == len(Account(list(tape)).told)
+    assert not again.cut
+
+
+@pytest.mark.slow
+def test_several_live_runs_of_the_content_swarm_are_replayed_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRAMI_MODEL", "scripted")
+    for number in range(3):
+        tape = record(CONTENT, tmp_path / f"{number}.jsonl")
+        for _ in range(5):
+            assert shown(replayed(tape)) == ""
+
+
+CONTRACT = """
+from grami_actors import Agent, Message, Swarm, handles
+from grami_actors.coordination import Announce, Award, Bidder, contract
+from grami_actors.scenario import Play, scenario
+
+class Paint(Message):
+    colour: str
+
+class Job(Message):
+    pass
+
+class Ann(Bidder):
+    def bid(self, call: Announce):
+        return 3
+
+    async def perform(self, award: Award):
+        return f"{award.task.colour} by {self.name}"
+
+class Boss(Agent):
+    @handles(Job)
+    async def go(self, _):
+        return await contract(self, Paint("red"), ["ann"], bid_within=0.5)
+
+swarm = Swarm([Ann, Boss])
+
+@scenario
+async def one(play: Play):
+    client = await play.client("client")
+    play.check("it is painted", await client.request("job") == "red by ann")
+"""
+
+
+def test_an_id_that_the_system_gives_is_another_in_each_run_and_no_difference(tmp_path: Path) -> None:
+    tape = record(swarm_file(tmp_path, CONTRACT), tmp_path / "contract.jsonl")
+    ended = replayed(tape)
+    assert ended.same, shown(ended)
+    assert not replayed(tape, swarm_file(tmp_path, CONTRACT.replace('"red"', '"blue"'))).same
+
+
+def test_neither_model_nor_tools_are_run(tape: Tape) -> None:
+    text = SWARM.replace("return number * number", "raise SystemExit").replace(
+        'lambda: ScriptedModel({" is": " good and well and fine"})', "lambda: 1 / 0"
+    )
+    assert shown(replayed(tape, swarm_file(tape.path.parent, text))) == ""
+
+
+# --- changed agents: the first difference ---
+
+
+def test_another_word_of_an_agent_is_shown_with_what_it_was(tape: Tape) -> None:
+    again = changed(tape, 'Line(f"job {job.number}")', 'Line(f"work {job.number}")')
+    assert not again.same
+    assert again.difference is not None
+    assert again.difference.where.startswith("boss sends line to log, message 1")
+    assert '-    "text": "job ' in shown(again)
+    assert '+    "text": "work ' in shown(again)
+
+
+def test_another_argument_of_a_tool_is_shown(tape: Tape) -> None:
+    again = changed(tape, "number=job.number + more", "number=job.number + 2 * more")
+    assert "boss sends tool_call to tool:square" in shown(again)
+    assert '+      "number": 3' in shown(again) or '"number"' in shown(again)
+
+
+def test_another_order_of_two_sends_to_one_actor_is_shown(tape: Tape) -> None:
+    lines = SWARM.splitlines(keepends=True)
+    place = next(number for number, line in enumerate(lines) if "job {job.number}" in line)
+    lines[place], lines[place + 1] = lines[place + 1], lines[place]
+    again = replayed(tape, swarm_file(tape.path.parent, "".join(lines)))
+    assert "boss sends line to log, message 1" in shown(again)
+    assert '+    "text": "number ' in shown(again)
+
+
+def test_another_prompt_is_shown(tape: Tape) -> None:
+    again = changed(tape, "{text.about} is", "A {text.about} is")
+    assert "sends generate to tool:model" in shown(again)
+    assert '+      "text": "A ' in shown(again)
+
+
+def test_another_answer_of_an_agent_is_shown(tape: Tape) -> None:
+    again = changed(tape, 'return "".join(pieces)', 'return "".join(pieces).upper()')
+    assert "answers text of boss" in shown(again)
+    assert '+  "result": " GOOD AND WELL AND FINE"' in shown(again)
+
+
+def test_another_chunk_to_a_client_is_shown(tape: Tape) -> None:
+    # Strict only where no request was broken off: there nobody knows how many pieces came through.
+    again = changed(tape, 'return "too slow"', 'return "too late"')
+    assert "boss answers slow of connection-2" in shown(again)
+
+
+def test_a_message_more_and_a_message_less_are_shown(tape: Tape) -> None:
+    send = '        self.tell("log", Line(f"number {self.jobs}"))\n'
+    more = changed(tape, send, send + '        self.tell("log", Line("more"))\n')
+    assert '+    "text": "more"' in shown(more)
+    less = changed(tape, send, "")
+    assert "log gets no line of boss" in shown(less)
+
+
+def test_an_agent_that_asks_the_clock_of_the_machine_is_told_where(tape: Tape) -> None:
+    again = changed(tape, "        self.jobs += 1\n", "        import time; self.jobs += 1; time.time()\n")
+    assert "time.time()" in shown(again)
+    assert "use self.now()" in shown(again)
+
+
+def test_a_failure_that_an_agent_no_longer_has_is_shown(tape: Tape) -> None:
+    again = changed(tape, 'raise RuntimeError("crashed")', "return None")
+    assert "log answers bad of connection-1" in shown(again)
+    assert '-  "error": "crashed"' in shown(again) or "crashed" in shown(again)
+
+
+# --- recordings that are cut ---
+
+
+@pytest.mark.slow
+def test_a_recording_that_ends_in_the_middle_is_played_as_far_as_it_goes(tape: Tape) -> None:
+    lines = tape.path.read_bytes().splitlines(keepends=True)
+    for place in range(12, len(lines), 23):
+        cut = tape.path.parent / f"cut_{place}.jsonl"
+        cut.write_bytes(b"".join(lines[:place]) + lines[place][:20])
+        again = replay(Tape(cut), load(Path(tape.header.file)).swarm)
+        assert shown(again) == "", place
+        assert again.cut
+
+
+# --- against ---
+
+
+def compared(tape: Tape, before: str = "", after: str = "") -> Against:
+    file = swarm_file(tape.path.parent, SWARM.replace(before, after) if before else SWARM)
+    return asyncio.run(against(tape, load(file).swarm))
+
+
+@pytest.mark.slow
+def test_against_the_same_agents_every_answer_is_the_same_and_nothing_is_called(tape: Tape) -> None:
+    result = compared(tape)
+    assert [each.verdict for each in result.requests if each.type == "job"] == ["same"] * 5
+    assert result.recorded_calls > 20
+
+
+@pytest.mark.slow
+def test_against_changed_agents_each_changed_answer_is_shown_and_calls_are_counted(tape: Tape) -> None:
+    result = compared(tape, "number=job.number + more", "number=job.number + 100 * more")
+    jobs = [each for each in result.requests if each.type == "job"]
+    assert [each.verdict for each in jobs] == ["changed"] * 5
+    assert any("10201" in line for line in jobs[0].lines() + jobs[1].lines() + jobs[2].lines() + jobs[3].lines())
+    assert result.other_calls >= 10
+    assert not result.same
+
+
+# --- the commands ---
+
+
+def test_replay_says_that_all_is_as_recorded_or_what_is_not(tape: Tape) -> None:
+    code, out, err = grami("replay", tape.path, "--json", cwd=tape.path.parent)
+    assert (code, err) == (0, "")
+    assert json.loads(out)["same"]
+    other = swarm_file(tape.path.parent, SWARM.replace("number {self.jobs}", "nr {self.jobs}"))
+    code, out, _ = grami("replay", tape.path, "--swarm", other, cwd=tape.path.parent)
+    assert code == 1
+    assert "the first difference" in out
+    assert '"text": "nr ' in out
+
+
+def test_report_counts_what_is_in_a_recording_and_draws_it(tape: Tape) -> None:
+    path = tape.path.with_suffix(".html")
+    code, out, err = grami("report", tape.path, "--html", path, "--json", cwd=tape.path.parent)
+    assert (code, err) == (0, "")
+    summary = json.loads(out)
+    assert summary["restarts"] == 1
+    assert summary["whole"]
+    assert summary["errors"]["NOT_TODAY"] == 1
+    page = path.read_text()
+    assert "tool:square" in page
+    assert "<script src" not in page
+
+
+def test_a_page_is_written_of_a_simulated_run(tape: Tape) -> None:
+    page = tape.path.parent / "simulated.html"
+    code, out, _ = grami("run", tape.header.file, "--simulate", "--seed", "0", "--html", page, cwd=tape.path.parent)
+    assert "everything" in out
+    assert code in {0, 1}
+    assert "everything" in page.read_text()
+
+
+def test_a_difference_is_shown_line_by_line() -> None:
+    lines = Difference(1.0, "a tells b", {"x": 1, "y": 2}, {"x": 1, "y": 3}).lines()
+    assert '-  "y": 2' in lines
+    assert '+  "y": 3' in lines
+
+
+def test_a_recording_whose_swarm_is_elsewhere_says_how_to_name_it(tape: Tape, tmp_path: Path) -> None:
+    lost = tmp_path / "lost.jsonl"
+    first, rest = tape.path.read_text().split("\n", 1)
+    lost.write_text(json.dumps({**json.loads(first), "file": "gone.py"}) + "\n" + rest)
+    code, _, err = grami("replay", lost, cwd=tmp_path)
+    assert code == 1
+    assert "there is no file gone.py" in err
+    assert "--swarm" in err
+
+
+def test_options_that_do_not_go_together_are_refused(tape: Tape, tmp_path: Path) -> None:
+    for options, named in (
+        (("--record", "run.jsonl"), "--record"),
+        (("--seed", "3", "--seeds", "4"), "--seeds"),
+    ):
+        code, out, err = grami("run", tape.header.file, "--simulate", *options, cwd=tmp_path)
+        assert (code, out) == (2, "")
+        assert named in err
+        assert "leave out" in err
+    assert not list(tmp_path.iterdir())

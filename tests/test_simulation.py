@@ -1,0 +1,409 @@
+"""Planted faults of programs that nobody wrote for it are found, made short, and played again from their seed."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from textwrap import dedent, indent
+
+import pytest
+
+from grami_actors.scenario.explore import Wanted, runner_of
+from grami_actors.simulation.run import Outcome, Runner, series, shrink
+from grami_actors.simulation.schedule import Decided, Schedule
+
+SEEDS = 1_000
+
+HEAD = """
+import asyncio
+from grami_actors import Agent, Message, RestartPolicy, Swarm, handles, tool
+from grami_actors.scenario import Play, scenario
+
+AT_ONCE = RestartPolicy(3, 10.0)
+
+class Add(Message): pass
+class Read(Message): pass
+class Crash(Message): pass
+class Knock(Message): pass
+class Go(Message):
+    tag: str = ""
+
+class Helper(Agent):
+    @handles(Knock)
+    async def knock(self, m: Knock) -> str:
+        return "come in"
+
+@tool
+def toll(x: int) -> int:
+    return x
+"""
+
+
+@pytest.fixture(autouse=True)
+def in_series() -> Iterator[None]:
+    with series():
+        yield
+
+
+@pytest.fixture
+def planted(tmp_path: Path) -> Callable[..., Runner]:
+    def plant(text: str, faults: str = "none") -> Runner:
+        file = tmp_path / "planted.py"
+        file.write_text(HEAD + dedent(text))
+        return runner_of(Wanted(str(file), "race", faults))
+
+    return plant
+
+
+def first_failure(runner: Runner, seeds: int = SEEDS) -> Outcome:
+    found = next((each for each in map(runner.run, map(Schedule, range(seeds))) if each.failure), None)
+    assert found is not None, f"not found within {seeds} seeds"
+    return found
+
+
+def found(runner: Runner, kind: str = "check") -> Outcome:
+    """The first failure, which its seed replays ten times out of ten; the shortest run that fails like it."""
+    first = first_failure(runner)
+    assert first.failure is not None
+    assert first.failure.kind == kind
+    for _ in range(10):
+        again = runner.run(Schedule(first.seed))
+        assert (again.digest, again.failure) == (first.digest, first.failure)
+    shortest = shrink(runner, first)
+    again = runner.run(Decided(shortest.seed, shortest.decisions))
+    assert (again.digest, again.failure) == (shortest.digest, shortest.failure)
+    return shortest
+
+
+# --- read, wait, write ---
+
+WAITS = (
+    "await asyncio.sleep(0)",
+    "await asyncio.sleep(0.01)",
+    'await self.ask("helper", Knock())',
+    "await self.call(toll, x=1)",
+    "await asyncio.gather(asyncio.sleep(0), asyncio.sleep(0))",
+    "async with other: await asyncio.sleep(0)",
+)
+
+STATES = {
+    "a module's": ("total = 0", "total"),
+    "a class's": ("class Till:\n    total = 0", "Till.total"),
+    "an object's": ("class Till:\n    def __init__(self): self.total = 0\ntill = Till()", "till.total"),
+    "an object in a dict": ("table = {'total': 0}", "table['total']"),
+}
+
+
+@pytest.mark.parametrize("wait", WAITS)
+@pytest.mark.parametrize("state", STATES)
+def test_a_lost_update_between_two_agents_is_found(planted: Callable[..., Runner], wait: str, state: str) -> None:
+    made, name = STATES[state]
+    runner = planted(
+        indent(made, " " * 8)
+        + f"""
+        other = asyncio.Lock()
+
+        class Teller(Agent, instances=2, pool="round_robin"):
+            @handles(Add)
+            async def add(self, m: Add) -> None:
+                {"global total" if name == "total" else ""}
+                seen = {name}
+                {wait}
+                {name} = seen + 1
+
+        swarm = Swarm([Teller, Helper], [toll])
+
+        @scenario
+        async def race(play: Play) -> None:
+            ann, bob = await play.client("ann"), await play.client("bob")
+            await asyncio.gather(ann.request("add"), bob.request("add"))
+            play.check("both were counted", {name} == 2)
+        """
+    )
+    assert len(found(runner).decisions) <= 2
+
+
+def test_a_lost_update_inside_one_agent_that_handles_several_at_once_is_found(planted: Callable[..., Runner]) -> None:
+    runner = planted("""
+        class Account(Agent, concurrency=4):
+            def __init__(self): self.total = 0
+
+            @handles(Add)
+            async def add(self, m: Add) -> None:
+                seen = self.total
+                await asyncio.sleep(0)
+                self.total = seen + 1
+
+            @handles(Read)
+            async def read(self, m: Read) -> int:
+                return self.total
+
+        swarm = Swarm([Account])
+
+        @scenario
+        async def race(play: Play) -> None:
+            ann, bob = await play.client("ann"), await play.client("bob")
+            await asyncio.gather(ann.request("add"), bob.request("add"))
+            play.check("both were counted", await ann.request("read") == 2)
+        """)
+    assert len(found(runner).decisions) <= 3
+
+
+def test_what_two_agents_check_before_they_act_is_found(planted: Callable[..., Runner]) -> None:
+    runner = planted("""
+        class Seat(Agent):
+            def __init__(self): self.taken = 0
+
+            @handles(Add)
+            def add(self, m: Add) -> None:
+                self.taken += 1
+
+            @handles(Read)
+            def read(self, m: Read) -> int:
+                return self.taken
+
+        class Buyer(Agent, instances=2):
+            @handles(Go)
+            async def go(self, m: Go) -> bool:
+                if await self.ask("seat", Read()):
+                    return False
+                await self.ask("seat", Add())
+                return True
+
+        swarm = Swarm([Seat, Buyer])
+
+        @scenario
+        async def race(play: Play) -> None:
+            ann, bob = await play.client("ann"), await play.client("bob")
+            got = await asyncio.gather(ann.request("go"), bob.request("go"))
+            play.check("one of them has the seat", sum(got) == 1)
+        """)
+    found(runner)
+
+
+# --- restarts, and orders ---
+
+LOST_REPLY = """
+    class Asker(Agent, concurrency=2):
+        @handles(Add)
+        async def add(self, m: Add) -> str:
+            self.tell("notes", Go())
+            self.came = asyncio.Event()
+            WAIT
+            return "here"
+
+        @handles(Knock)
+        def knock(self, m: Knock) -> None:
+            self.came.set()
+
+    class Notes(Agent, restart=AT_ONCE):
+        def __init__(self): self.askers = []
+
+        @handles(Go)
+        def go(self, m: Go) -> None:
+            self.askers.append("asker")
+            self.tell("notes", Knock())
+
+        @handles(Knock)
+        def knock(self, m: Knock) -> None:
+            for each in self.askers:
+                self.tell(each, m)
+
+        @handles(Crash)
+        def crash(self, m: Crash) -> None:
+            raise ValueError("on purpose")
+
+    swarm = Swarm([Notes, Asker])
+
+    @scenario
+    async def race(play: Play) -> None:
+        ann, bob = await play.client("ann"), await play.client("bob")
+        async def crash() -> None:
+            try:
+                await bob.request("crash", timeout=1)
+            except Exception:
+                pass
+        answer, _ = await asyncio.gather(ann.request("add"), crash())
+        play.check("it was answered", answer == "here")
+"""
+
+
+@pytest.mark.parametrize("wait", ["await self.came.wait()", "await asyncio.wait_for(self.came.wait(), 5)"])
+def test_a_reply_that_a_restart_lost_is_found(planted: Callable[..., Runner], wait: str) -> None:
+    found(planted(LOST_REPLY.replace("WAIT", wait)), "error")
+
+
+def test_an_order_between_two_senders_that_nobody_promised_is_found(planted: Callable[..., Runner]) -> None:
+    runner = planted("""
+        class First(Agent):
+            @handles(Go)
+            def go(self, m: Go) -> None:
+                self.tell("third", Go("first"))
+
+        class Second(Agent):
+            @handles(Go)
+            def go(self, m: Go) -> None:
+                self.tell("third", Go("second"))
+
+        class Third(Agent):
+            heard = []
+
+            @handles(Go)
+            def go(self, m: Go) -> None:
+                self.heard.append(m.tag)
+
+        swarm = Swarm([First, Second, Third])
+
+        @scenario
+        async def race(play: Play) -> None:
+            play.system.tell("first", Go())
+            play.system.tell("second", Go())
+            await play.eventually(lambda: len(Third.heard) == 2)
+            play.check("in order", Third.heard == ["first", "second"])
+        """)
+    assert len(found(runner).decisions) <= 1
+
+
+@pytest.mark.parametrize("order", [[6, 3, 1], [7, 4, 0], [5, 4, 3]])
+def test_one_order_of_three_among_eight_agents_is_found(planted: Callable[..., Runner], order: list[int]) -> None:
+    agents = "".join(
+        f"""
+        class W{n}(Agent):
+            @handles(Go)
+            async def go(self, m: Go) -> None:
+                log.append({n})
+        """
+        for n in range(8)
+    )
+    runner = planted(f"""
+        log = []
+        {agents}
+        swarm = Swarm([{", ".join(f"W{n}" for n in range(8))}])
+
+        @scenario
+        async def race(play: Play) -> None:
+            await asyncio.gather(*(play.system.ask(f"w{{n}}", Go()) for n in range(8)))
+            play.check("not in that order", [n for n in log if n in {order}] != {order})
+        """)
+    found(runner)
+
+
+def test_what_only_a_crash_brings_about_is_found_with_that_profile_alone(planted: Callable[..., Runner]) -> None:
+    shop = """
+        stock = {"n": 1}
+
+        class Shop(Agent, restart=AT_ONCE):
+            @handles(Add)
+            async def reserve(self, m: Add) -> None:
+                stock["n"] -= 1
+                await asyncio.sleep(0)
+                stock["n"] += 1
+
+        swarm = Swarm([Shop])
+
+        @scenario
+        async def race(play: Play) -> None:
+            ann = await play.client("ann")
+            for _ in range(3):
+                try:
+                    await ann.request("add")
+                except Exception:
+                    pass
+            play.check("nothing is reserved for ever", stock["n"] == 1)
+        """
+    shortest = found(planted(shop, "crash"))
+    assert (len(shortest.decisions.strikes), len(shortest.decisions.picks)) == (1, 0)
+
+
+def test_without_faults_it_is_not_there(planted: Callable[..., Runner]) -> None:
+    runner = planted("""
+        swarm = Swarm([Helper])
+
+        @scenario
+        async def race(play: Play) -> None:
+            play.check("it is polite", await (await play.client("ann")).request("knock") == "come in")
+        """)
+    assert all(runner.run(Schedule(seed)).failure is None for seed in range(50))
+
+
+# --- scenarios that do what they should not ---
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        ("SystemExit(3)", "SystemExit: 3"),
+        ("BaseException('odd')", "BaseException: odd"),
+        ("GeneratorExit", "GeneratorExit"),
+        ("asyncio.CancelledError", "CancelledError"),
+        ("MemoryError", "MemoryError"),
+    ],
+)
+def test_whatever_a_scenario_raises_fails_that_run_and_nothing_else(
+    planted: Callable[..., Runner], raised: str, told: str
+) -> None:
+    runner = planted(f"swarm = Swarm([])\n@scenario\nasync def race(play: Play) -> None:\n    raise {raised}\n")
+    failure = runner.run(Schedule(1)).failure
+    assert failure is not None
+    assert (failure.kind, failure.text.startswith(told)) == ("error", True)
+
+
+def test_an_interrupt_is_no_failure_but_ends_everything(planted: Callable[..., Runner]) -> None:
+    runner = planted("swarm = Swarm([])\n@scenario\nasync def race(play: Play) -> None:\n    raise KeyboardInterrupt\n")
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(Schedule(1))
+
+
+def test_what_a_run_leaves_behind_does_not_reach_the_next(planted: Callable[..., Runner]) -> None:
+    runner = planted("""
+        kept, seen = [], []
+
+        class Forgetful(Agent):
+            @handles(Go)
+            async def go(self, m: Go) -> int:
+                async def numbers():
+                    try:
+                        yield 1
+                        yield 2
+                    finally:
+                        await asyncio.sleep(0)
+                kept.append(numbers())
+                await kept[0].__anext__()
+                kept.append(asyncio.create_task(asyncio.sleep(9)))
+                seen.append(1)
+                return len(seen)
+
+        swarm = Swarm([Forgetful])
+
+        @scenario
+        async def race(play: Play) -> None:
+            play.check("it is the first", await (await play.client("ann")).request("go") == 1)
+        """)
+    outcomes = [runner.run(Schedule(3)) for _ in range(5)]
+    assert [each.failure for each in outcomes] == [None] * 5
+    assert len({each.digest for each in outcomes}) == 1
+
+
+@pytest.mark.slow
+def test_hundreds_of_runs_keep_no_memory(planted: Callable[..., Runner]) -> None:
+    runner = planted("""
+        swarm = Swarm([Helper])
+
+        @scenario
+        async def race(play: Play) -> None:
+            await asyncio.gather(*[(await play.client(name)).request("knock") for name in "ab"])
+        """)
+
+    def objects_after(runs: int) -> int:
+        for seed in range(runs):
+            runner.run(Schedule(seed))
+        gc.collect()
+        return len(gc.get_objects())
+
+    gc.disable()
+    try:
+        before = objects_after(100)
+        assert objects_after(300) - before < 100
+    finally:
+        gc.enable()
