@@ -24,7 +24,7 @@ from grami_actors.history import AnyEntry, History, Remark
 from grami_actors.manager import GrowthManager
 from grami_actors.scenario import script as scripts
 from grami_actors.scenario.explore import Crew, Report, Wanted, explore, report_of
-from grami_actors.scenario.lines import Check, Line, many
+from grami_actors.scenario.lines import Check, Line, how_short, many
 from grami_actors.scenario.play import Mode, Result, seeds_of
 from grami_actors.scenario.terminal import Terminal, summarise
 from grami_actors.simulation.rules import PROFILES
@@ -81,7 +81,7 @@ def run(
     """
     if not simulate and (seeds, seed, faults, jobs) != (None, None, "none", None):
         raise typer.BadParameter("--seeds, --seed, --faults and --jobs belong to --simulate: add it")
-    _refuse(recorded=simulate and record is not None, many=seed is not None and (seeds, jobs) != (None, None))
+    _refuse(recorded=simulate and record is not None, repeated=seed is not None and (seeds, jobs) != (None, None))
     if faults not in PROFILES:
         raise typer.BadParameter(f"{faults!r} is no profile of faults; there are {', '.join(PROFILES)}")
     if log_level is not None:
@@ -100,11 +100,11 @@ def run(
     raise typer.Exit(_explore(wanted, jobs, html, as_json=as_json))
 
 
-def _refuse(*, recorded: bool, many: bool) -> None:
+def _refuse(*, recorded: bool, repeated: bool) -> None:
     """Refuse what would be ignored."""
     if recorded:
         raise typer.BadParameter("--record writes down a real run: leave out --simulate")
-    if many:
+    if repeated:
         raise typer.BadParameter("--seed plays one run: leave out --seeds and --jobs")
 
 
@@ -262,12 +262,7 @@ def _tell(report: Report, wanted: Wanted, console: Console, *, as_json: bool) ->
         Text.assemble(("failed ", "bold red"), (f"seed {report.failed_seed}: ", "bold"), report.error), soft_wrap=True
     )
     if report.transcript:
-        console.print(
-            f"The shortest run found that fails like that is shown: "
-            f"{many(report.preemptions, 'preemption')}, {many(report.faults_struck, 'fault')}.",
-            style="dim",
-            soft_wrap=True,
-        )
+        console.print(how_short(report.preemptions, report.faults_struck), style="dim", soft_wrap=True)
     again = ["grami", "run", wanted.path, wanted.scenario, "--simulate", "--seed", str(report.failed_seed)]
     again += ["--faults", wanted.faults] if wanted.faults != "none" else []
     console.print(Text.assemble(("play it again: ", "dim"), shlex.join(again)), soft_wrap=True)

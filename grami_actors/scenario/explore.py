@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
@@ -144,11 +144,22 @@ def play_on(runner: Runner, seeds: range) -> list[Outcome]:
     return outcomes
 
 
+def kept_of(runner: Runner, schedule: Schedule, *, watched: bool = False) -> tuple[list[AnyEntry], Outcome]:
+    """Play one run, and keep its entries.
+
+    Args:
+        runner: plays it.
+        schedule: its decisions.
+        watched: whether somebody wants to see each entry as it comes.
+    """
+    kept: list[AnyEntry] = []
+    outcome = runner.run(schedule, watched=watched, seen=lambda world: kept.extend(world.history.entries))
+    return kept, outcome
+
+
 def account_of(wanted: Wanted, seed: int) -> list[str]:
     """A run as text, message by message, to be compared with the same of another process."""
-    kept: list[AnyEntry] = []
-    runner_of(wanted).run(Schedule(seed), seen=lambda world: kept.extend(world.history.entries))
-    return [_as_text(entry) for entry in kept]
+    return [_as_text(entry) for entry in kept_of(runner_of(wanted), Schedule(seed))[0]]
 
 
 def _as_text(entry: AnyEntry) -> str:
@@ -274,12 +285,8 @@ def _explored(
     if not report.passed:
         return explained(report, wanted, outcomes[-1], keep)
     if keep is not None:
-        keep.extend(transcript_of(wanted, Schedule(0), _unseen)[0])
+        keep.extend(kept_of(runner_of(wanted), Schedule(0))[0])
     return report
-
-
-def _unseen(_: Any) -> None:
-    """Nobody looks."""
 
 
 def _played(crew: Crew, wanted: Wanted, seeds: int, told: Callable[[int], object]) -> list[Outcome]:
@@ -340,7 +347,7 @@ def _difference(accounts: list[list[str]]) -> str:
 def report_of(wanted: Wanted, seed: int, show: Callable[[Any], None], keep: list[AnyEntry] | None = None) -> Report:
     """Play one seed, here, and show its lines as they come; ``keep`` gets its entries."""
     begun = time.perf_counter()
-    entries, outcome = transcript_of(wanted, Schedule(seed), show)
+    entries, outcome = kept_of(_showing(wanted, show), Schedule(seed), watched=True)
     if keep is not None:
         keep.extend(entries)
     return _report(wanted, [outcome], time.perf_counter() - begun)
@@ -398,20 +405,15 @@ def shortest_of(
     """
     shortest = shrink(make(None), failed)
     shown: list[Any] = []
-    kept: list[AnyEntry] = [] if keep is None else keep
-    outcome = make(shown.append).run(
-        Decided(shortest.seed, shortest.decisions),
-        watched=True,
-        seen=lambda world: kept.extend(world.history.entries),
-    )
-    return outcome, tuple(as_text(each) for each in shown if isinstance(each, (Line, Check)))
+    entries, outcome = kept_of(make(shown.append), Decided(shortest.seed, shortest.decisions), watched=True)
+    if keep is not None:
+        keep.extend(entries)
+    return outcome, tuple(texts(shown))
 
 
-def transcript_of(wanted: Wanted, schedule: Schedule, show: Callable[[Any], None]) -> tuple[list[AnyEntry], Outcome]:
-    """Play one run, and show its lines as they come; its entries, and what came of it."""
-    kept: list[AnyEntry] = []
-    outcome = _showing(wanted, show).run(schedule, watched=True, seen=lambda world: kept.extend(world.history.entries))
-    return kept, outcome
+def texts(shown: Iterable[Any]) -> Iterator[str]:
+    """The lines and checks among what is shown, without colours."""
+    return (as_text(each) for each in shown if isinstance(each, (Line, Check)))
 
 
 def as_text(shown: Line | Check) -> str:

@@ -16,8 +16,8 @@ import pytest
 
 from grami_actors.errors import ConfigError, GramiError
 from grami_actors.manager import GrowthManager
-from grami_actors.scenario.explore import as_text, play_on, shortest_of
-from grami_actors.scenario.lines import Check, Line, many
+from grami_actors.scenario.explore import as_text, play_on, shortest_of, texts
+from grami_actors.scenario.lines import how_short
 from grami_actors.scenario.play import CheckFailed, Mode, Play, Result, ScenarioFunction, modes_of, seeds_of
 from grami_actors.scenario.plugin import SEEDS, Later
 from grami_actors.scenario.pristine import Pristine
@@ -206,7 +206,7 @@ def play_live(item: pytest.Item, swarm: Swarm, function: ScenarioFunction, prist
         return f"the swarm did not start or stop: {error.error_code}: {error.message}"
     if result.passed:
         return ""
-    item.add_report_section("call", "transcript", "\n".join(_lines(shown)))
+    item.add_report_section("call", "transcript", "\n".join(texts(shown)))
     failed = [as_text(each).strip() for each in result.checks if not each.passed]
     return "\n".join([*failed, *([result.error] if result.error else [])])
 
@@ -237,13 +237,11 @@ def play_simulated(
     command = [*(again or ("pytest", item.nodeid, "--grami-seed")), str(last.seed)]
     if faults != "none":
         command += ["--faults" if again else "--grami-faults", faults]
-    preemptions = many(len(shortest.decisions.picks), "preemption")
-    struck = many(len(shortest.decisions.strikes), "fault")
     return "\n".join(
         [
             f"seed {last.seed} fails: {failure.kind}: {failure.text}",
             *transcript,
-            f"The shortest run found that fails like that is shown: {preemptions}, {struck}.",
+            how_short(len(shortest.decisions.picks), len(shortest.decisions.strikes)),
             f"play it again: {shlex.join(command)}",
         ]
     )
@@ -270,10 +268,6 @@ def _asked(item: pytest.Item, enough: int | None) -> tuple[range, str]:
 
 def _simulated(seeds: int = SEEDS, faults: str = "none") -> tuple[int, str]:
     return seeds, faults
-
-
-def _lines(shown: list[Any]) -> Iterator[str]:
-    return (as_text(each) for each in shown if isinstance(each, (Line, Check)))
 
 
 def _checked(swarm: object, path: Path) -> Swarm:

@@ -60,7 +60,7 @@ def line_of(entry: AnyEntry) -> Line | None:
 
 def _of_told(entry: Told) -> Line | None:
     # What clients ask and get is told by the clients themselves.
-    if entry.to == "router" or entry.to.startswith(CONNECTION) or entry.sender.startswith(CONNECTION):
+    if entry.sender.startswith(CONNECTION):
         return None
     came = f"⇒ {entry.error}" if entry.error else "" if entry.result is None else f"⇒ {summary(entry.result)}"
     text = f"{shortened(asked(entry.type, entry.data), 36)} {came}".strip()
@@ -121,3 +121,9 @@ def summary(value: Any) -> str:
 def many(count: int, one: str, more: str = "") -> str:
     """So many of something, in words."""
     return f"{count:,} {one if count == 1 else more or one + 's'}"
+
+
+def how_short(preemptions: int, faults: int) -> str:
+    """What is said of the run that is shown for one that failed."""
+    found = f"{many(preemptions, 'preemption')}, {many(faults, 'fault')}"
+    return f"The shortest run found that fails like that is shown: {found}."

@@ -15,7 +15,7 @@ from grami_actors.client import Client
 from grami_actors.errors import GramiError, describe
 from grami_actors.history import History, Remark, Told
 from grami_actors.scenario.clients import PlayClient
-from grami_actors.scenario.lines import Check, Line, Piece, line_of, summary
+from grami_actors.scenario.lines import Check, Line, Piece, line_of
 from grami_actors.scenario.transcript import Transcript
 from grami_actors.simulation.faults import Injector
 from grami_actors.simulation.run import place
@@ -319,19 +319,3 @@ class Result(msgspec.Struct, frozen=True):
     error: str
     wall_seconds: float
     messages: int
-
-
-__all__ = [
-    "Check",
-    "CheckFailed",
-    "Ending",
-    "Line",
-    "Piece",
-    "Play",
-    "PlayClient",
-    "Result",
-    "Stage",
-    "perform",
-    "scenario",
-    "summary",
-]

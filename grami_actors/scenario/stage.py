@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from grami_actors.client import Client, connect
-from grami_actors.history import History
 from grami_actors.manager import GrowthManager
-from grami_actors.scenario.play import Ending, Play, Result, ScenarioFunction, perform
-from grami_actors.simulation.faults import Injector
+from grami_actors.scenario.play import Ending, Mode, Play, Result, ScenarioFunction, perform
 from grami_actors.simulation.run import Act, Failure
-from grami_actors.simulation.world import World
+from grami_actors.simulation.world import Scene, World
 
 
-class LiveStage:
+class LiveStage(Scene):
     """A real server, and what happens on it from now on.
 
     Args:
@@ -23,13 +21,11 @@ class LiveStage:
         watch: called with each entry of its history, as it comes.
     """
 
-    mode: Literal["live", "simulated"] = "live"
+    mode: Mode = "live"
 
     def __init__(self, manager: GrowthManager, watch: Callable[[Any], object] | None = None) -> None:
+        super().__init__(manager.system, watch)
         self.manager = manager
-        self.system = manager.system
-        self.history = History(self.system.bus, self.system.now, watch)
-        self._faults: Injector | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -37,16 +33,8 @@ class LiveStage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._faults is not None:
-            self._faults.__exit__(None, None, None)
+        self.end_faults()
         self.history.end()
-
-    @property
-    def faults(self) -> Injector:
-        """What is to go wrong."""
-        if self._faults is None:
-            self._faults = Injector(self.system, self.history).__enter__()
-        return self._faults
 
     def client(self) -> Client:
         """A client that has not connected yet."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from fnmatch import fnmatchcase
-from typing import Any
+from operator import attrgetter
 
 from grami_actors.history import AnyEntry, History, Injected, Life, Lost, Told
 
@@ -66,12 +66,8 @@ class Transcript:
     def told(self, pattern: str = "*", where: Callable[[Told], object] | None = None) -> list[Told]:
         """The messages of a kind; see :class:`Pattern`. What the router forwards is told once, to who gets it."""
         wanted, names = Pattern(pattern, where), self._names()
-        found = [
-            each
-            for each in self._history.told()
-            if each.to != "router" and wanted.matches(each, names.get(each.sender, each.sender))
-        ]
-        return sorted(found, key=_taken)
+        found = (each for each in self._history.told() if wanted.matches(each, names.get(each.sender, each.sender)))
+        return sorted(found, key=attrgetter("taken"))
 
     def count(self, pattern: str = "*", where: Callable[[Told], object] | None = None) -> int:
         """How many there are."""
@@ -105,7 +101,3 @@ class Transcript:
     def faults(self) -> list[Injected]:
         """The faults that struck."""
         return [each for each in self.entries if isinstance(each, Injected)]
-
-
-def _taken(told: Told) -> Any:
-    return told.taken

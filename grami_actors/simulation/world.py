@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -24,6 +25,7 @@ from grami_actors.simulation.schedule import Schedule
 from grami_actors.simulation.system import SimulatedSystem
 from grami_actors.simulation.witness import Witness
 from grami_actors.swarm import Swarm
+from grami_actors.system import ActorSystem
 
 _SETTINGS = Settings(url="memory", token=None, retry_for=0.0, open_timeout=5.0, tls=None, encoding="json")
 
@@ -47,17 +49,40 @@ class Setup:
         for tool in swarm.tools:
             with contextlib.suppress(Exception):  # its calls say what is wrong with it
                 tool.load()  # when it is first called, that would need a thread
-        self._catalog: Catalog | None = None
 
-    @property
+    @cached_property
     def catalog(self) -> Catalog:
         """The message types that clients may send."""
-        if self._catalog is None:
-            self._catalog = self.swarm.catalog()
-        return self._catalog
+        return self.swarm.catalog()
 
 
-class World:
+class Scene:
+    """A system on which something is played, real or simulated: what happens in it, and what is to go wrong.
+
+    Args:
+        system: the actors.
+        watch: called with each entry of the history, as it comes; if given.
+    """
+
+    def __init__(self, system: ActorSystem, watch: Callable[[Any], object] | None) -> None:
+        self.system = system
+        self.history = History(system.bus, system.now, watch)
+        self._faults: Injector | None = None
+
+    @property
+    def faults(self) -> Injector:
+        """What is to go wrong; costs nothing as long as nobody asks for it."""
+        if self._faults is None:
+            self._faults = Injector(self.system, self.history).__enter__()
+        return self._faults
+
+    def end_faults(self) -> None:
+        """Let nothing go wrong any more."""
+        if self._faults is not None:
+            self._faults.__exit__(None, None, None)
+
+
+class World(Scene):
     """One run: enter it to start the swarm; leaving it stops everything.
 
     Args:
@@ -75,10 +100,8 @@ class World:
     def __init__(self, setup: Setup, schedule: Schedule, loop: VirtualLoop, *, watched: bool = False) -> None:
         self.seed = schedule.seed
         self.witness = Witness()
-        self.system = SimulatedSystem(loop, schedule.rng, self.witness)
         self.on_entry: Callable[[Any], object] | None = None
-        self.history = History(self.system.bus, self.system.now, self._watch if watched else None)
-        self._faults: Injector | None = None
+        super().__init__(SimulatedSystem(loop, schedule.rng, self.witness), self._watch if watched else None)
         self._schedule = schedule
         self._setup = setup
         self._gateway: MemoryGateway | None = None
@@ -97,20 +120,12 @@ class World:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._faults is not None:
-            self._faults.__exit__(None, None, None)
+        self.end_faults()
         try:
             if self._gateway is not None:
                 await self._gateway.close()
         finally:
             await self.system.close()
-
-    @property
-    def faults(self) -> Injector:
-        """What is to go wrong; costs nothing as long as nobody asks for it."""
-        if self._faults is None:
-            self._faults = Injector(self.system, self.history).__enter__()
-        return self._faults
 
     def client(self) -> Client:
         """A client that has not connected yet."""
