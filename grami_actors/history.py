@@ -99,9 +99,9 @@ class Injected(Entry, tag="fault", kw_only=True):
     """A fault was put in on purpose.
 
     Attributes:
-        fault: ``crash``, ``drop``, ``delay``, ``duplicate``, ``reorder``, ``partition``, ``stall``, ``kill``, ``cut``,
-            ``fill`` or ``model``.
-        names: whom it struck: one actor or client, or the sender and the receiver of a message.
+        fault: ``crash``, ``drop``, ``delay``, ``duplicate``, ``reorder``, ``partition``, ``stall``, ``kill``, ``fill``
+            or ``model``.
+        names: whom it struck: one actor, or the sender and the receiver of a message.
         text: more about it, for people.
     """
 
