@@ -234,8 +234,10 @@ class Mailbox:
         with self._lock:
             if not self.parked or len(self._queue) >= self.capacity:
                 return
-            admitted, notify = self.parked.popleft()
+            admitted, notify = self.parked[0]
+            # In the queue before it leaves the parked: whoever looks in between, without the lock, may not overtake it.
             self._queue.append(admitted)
+            self.parked.popleft()
         self._rouse()
         if notify is not None:
             notify()

@@ -6,7 +6,7 @@ import itertools
 import runpy
 import sys
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -236,6 +236,23 @@ def test_a_message_that_is_parked_between_the_look_and_the_take_of_the_loop_lane
     second = mailbox.take()
     assert second is not None
     assert second.message == "second"
+
+
+def test_nobody_can_overtake_a_parked_message_while_it_is_let_in() -> None:
+    class Watched(deque[Envelope]):
+        def append(self, envelope: Envelope) -> None:
+            seen.append((envelope.message, mailbox.full))
+            super().append(envelope)
+            seen.append((envelope.message, mailbox.full))
+
+    seen: list[tuple[Any, bool]] = []
+    mailbox = Mailbox(lambda: None, 1, "wait")
+    mailbox._queue = Watched()
+    mailbox.put(Envelope("first"))
+    mailbox.park(Envelope("second"))
+    seen.clear()
+    mailbox.take()
+    assert seen == [("second", True), ("second", True)]
 
 
 @pytest.mark.slow

@@ -100,9 +100,9 @@ class Recorder:
     # --- what happens, in whatever thread it does ---
 
     def _on_entry(self, entry: AnyEntry) -> None:
-        self._add(entry)
         if isinstance(entry, Told) and entry.to.startswith("tool:") and entry.type == "tool_call":
-            self._add(_ran(entry))
+            self._add(_ran(entry))  # before who was told: in a recording that is cut between, the answer is needed
+        self._add(entry)
 
     def _on_frame(self, event: FramePassed) -> None:
         if self.ended:
