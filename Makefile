@@ -6,7 +6,7 @@ INTERPRETERS = $(if $(PYTHON),"$(PYTHON)",python3.13 python3.12 python3.11 pytho
 SCRIPTED_UNLESS_LOCAL = test -s $(VENV)/.local || export GRAMI_MODEL="$${GRAMI_MODEL:-scripted}";
 
 .DELETE_ON_ERROR:
-.PHONY: help run serve test scenarios check format coverage bench stress abuse autobahn clean
+.PHONY: help run serve test scenarios check format coverage bench stress abuse soak autobahn clean
 
 help: ## list these targets
 	@echo "usage: make TARGET [PYTHON=/path/to/python] [VENV=.venv]"
@@ -48,6 +48,9 @@ stress: $(VENV)/.test ## a million asks from eight threads, while actors stop, f
 
 abuse: $(VENV)/.test ## rude, slow, wrong and very many clients, in about ten minutes (ARGS=--quick: half a one)
 	@$(BIN)/python benchmarks/abuse.py $(ARGS)
+
+soak: $(VENV)/.test ## jobs under a server that is killed all the time, for ten minutes (ARGS='--minutes 120')
+	@$(BIN)/python -m benchmarks.soak $(ARGS)
 
 autobahn: $(VENV)/.test ## the WebSocket protocol's own test suite, beside the bare library (needs python2.7)
 	@$(BIN)/python -m tests.autobahn.suite $(ARGS)

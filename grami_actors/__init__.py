@@ -9,21 +9,24 @@ from floors below its own::
     15  recording/                              what happened, on paper: written, played again, drawn
     14  simulation/                             the same program in virtual time, on a schedule from a seed
     13  manager                                 a swarm behind a gateway, published
-    12  gateway/  swarm  coordination/          the door to the outside; what is run; how agents work together
+    12  gateway/  swarm  coordination/  jobs/   the door to the outside; what is run; how agents work together
     11  supervisor  agent  tools                who lives in the house
     10  system                                  the house
      9  lanes/  lifecycle  router               how actors run, live and find each other
      8  actor  history                         what a user subclasses; what happened, as plain data
      7  timers  registry  pools  watchdog       what is around an actor
-     7  profiling  recovery  context  guard  census
-     6  cell                                    what stays of an actor when it is restarted
+     7  profiling  recovery  context  guard  census  null_context
+     6  cell  client                            what stays of an actor when it is restarted; who asks a server
      5  contracts  tracing                      what a cell needs of its house; spans of what is handled
-     5  protocol  config                        the rules of the wire, and all settings
-     4  future  ref  spec  policy  client       answers that are still to come, handles, data of a spawn
-     3  mailbox  deadlines  gates  handshake  model  model_server  logs  metrics  credentials
-     2  telemetry  restarts  budget             decisions and words, no threads or sockets
+     5  protocol  config  job_client            the rules of the wire, and all settings
+     4  future  ref  spec  policy  job_views    answers that are still to come, handles, data of a spawn
+     4  job_handle
+     3  mailbox  deadlines  gates  handshake  model  model_server  logs  metrics  credentials  job_requests
+     3  inbox  schedules
+     2  telemetry  restarts  budget  job        decisions and words, no threads or sockets
      2  catalog  answers  conversation  asyncapi  discovery  permissions  api_keys  jwt_tokens
-     1  messages  frames  encoding  principals  buckets  topics  watched_file
+     2  signatures  control_frames  trace_context  asking
+     1  messages  frames  encoding  principals  buckets  topics  watched_file  job_context
      0  errors
 """
 

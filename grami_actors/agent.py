@@ -7,8 +7,12 @@ from operator import attrgetter
 from typing import Any, ClassVar, TypeVar, get_args
 
 from grami_actors.actor import Actor, charge, specify
-from grami_actors.errors import GramiError
-from grami_actors.future import Future, Stream
+from grami_actors.errors import DestinationNotFound, ErrorCode, GramiError
+from grami_actors.future import Future, Stream, current_scope
+from grami_actors.guard import behind
+from grami_actors.job import Order
+from grami_actors.job_handle import JobHandle
+from grami_actors.job_requests import JOBS, SubmitJob
 from grami_actors.messages import Message, ToolCall, snake_case
 from grami_actors.model import Generate, Prompt
 from grami_actors.pools import PoolStrategy
@@ -127,6 +131,41 @@ class Agent(Actor):
             future.fail(used_up)
             return future
         return self.ask(f"tool:{name}", ToolCall(arguments))
+
+    async def submit(self, tool: Any, /, *, order: Order = Order(), **arguments: Any) -> JobHandle:  # noqa: B008 - frozen
+        """Run a tool as a job, which outlives this agent and the server: ``await self.submit(render, frames=10)``.
+
+        Args:
+            tool: the tool or command, or its name.
+            order: its idempotency key, priority, time, and whom to wake at its end.
+            arguments: by keyword, checked against the tool's signature.
+
+        Raises:
+            JobError: JOB_REJECTED: a queue is full.
+            GramiError: the tool is not there, not allowed or called with wrong arguments; UNSUPPORTED_FEATURE: the
+                system runs no jobs.
+        """
+        name = tool if isinstance(tool, str) else tool.name
+        call = ToolCall(arguments)
+        self._cell.runtime.resolve(f"tool:{name}", call, self._cell)  # whether it may call the tool at all
+        charge(tool_calls=1)
+        principal = behind(current_scope())
+        owner, scopes = (f"agent:{self.agent_name}", ()) if principal is None else (principal.name, principal.scopes)
+        submit = SubmitJob(tool=name, arguments=arguments, order=order, owner=owner, scopes=tuple(sorted(scopes)))
+        return self.job((await self._ask_office(submit)).id)
+
+    def job(self, id: str) -> JobHandle:  # noqa: A002 - its name everywhere
+        """A job by its id, also one that somebody else submitted, or an earlier process."""
+        return JobHandle(self._ask_office, id)
+
+    def _ask_office(self, request: Any, timeout: float | None = None) -> Future[Any]:
+        try:
+            office = self._cell.runtime.resolve(JOBS, request)
+        except DestinationNotFound:
+            text = "this system runs no jobs; a Growth Manager does, whose swarm has a tool with job=True"
+            raise GramiError(text, code=ErrorCode.UNSUPPORTED_FEATURE) from None
+        asked: Future[Any] = office.ask(request, timeout)
+        return asked
 
     def generate(self, prompt: Prompt | str, *, timeout: float | None = None) -> Stream[str]:
         """Let the swarm's language model write: iterate over the pieces, or await the whole text."""

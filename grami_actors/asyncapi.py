@@ -16,6 +16,7 @@ import msgspec
 from grami_actors.errors import RETRYABLE, ErrorCode
 from grami_actors.frames import (
     ADMIN_TYPES,
+    JOB_CONTROLS,
     Auth,
     Cancel,
     Chunk,
@@ -24,6 +25,8 @@ from grami_actors.frames import (
     Goaway,
     Header,
     Hello,
+    JobDetached,
+    JobEvent,
     PlainError,
     PlainSuccess,
     Pong,
@@ -57,18 +60,23 @@ _CLIENTS: dict[str, Told] = {
 }
 _ADMINS: dict[str, Told] = dict.fromkeys(sorted(ADMIN_TYPES), (None, _ANSWERS))
 
-CONTROLS = _CLIENTS | _ADMINS
+_JOBS: dict[str, Told] = {
+    kind: (fields, (Response, ErrorResponse) if kind == "job.attach" else _ANSWERS)
+    for kind, fields in JOB_CONTROLS.items()
+}
+
+CONTROLS = _CLIENTS | _JOBS | _ADMINS
 """The control messages of docs/protocol.md, section 4: what each carries beside the request fields, and its answers."""
 
-PUSHED: tuple[type[msgspec.Struct], ...] = (Event, Goaway)
-"""Frames that come by themselves: to who subscribed, and to who said ``hello``."""
+PUSHED: tuple[type[msgspec.Struct], ...] = (Event, JobEvent, JobDetached, Goaway)
+"""Frames that come by themselves: to who subscribed, to who attached to a job, and to who said ``hello``."""
 
 _MEANINGS = {
     "type": "The message type: decides the handler.",
     "id": "Switches envelope mode on, and is echoed verbatim; unique among the connection's requests in flight.",
     "to": "A destination by name, such as `writer` or `tool:hashtags`; by default the agent that handles the type.",
     "stream": "Deliver progress and chunks while they come; needs an `id`.",
-    "background": "Run as a durable job, and answer with its handle at once.",
+    "background": "Run as a durable job, and answer with a view of it at once.",
     "timeout_ms": "The deadline, in milliseconds from the server's receipt; everything the request causes inherits it.",
     "idempotency_key": "The same key with the same payload gets the same result, and the work is done once.",
     "meta": "Free; `traceparent` is a W3C trace context.",

@@ -204,7 +204,7 @@ class Cell:
         if here is None:
             envelope = Envelope(message, None, "", None, 0.0, self)
         else:
-            envelope = Envelope(message, None, here.receiver.name, here.scope, 0.0, self)
+            envelope = Envelope(message, None, here.handler, here.scope, 0.0, self)
             if here.scope is not None and here.scope.meter is not None:
                 here.scope.meter.charge(messages=1)
         if self.bus.timed:
@@ -219,7 +219,7 @@ class Cell:
     def tell_detached(self, message: Any) -> None:
         """The same, but the message does not belong to the request being handled."""
         here = handled()
-        self.post(Envelope(message, None, "" if here is None else here.receiver.name))
+        self.post(Envelope(message, None, "" if here is None else here.handler))
 
     async def send(self, message: Any) -> None:
         """Send without waiting for an answer, but wait for room where the policy is ``wait``."""
@@ -256,7 +256,7 @@ class Cell:
             future.bind(self, None, now + remaining)
             future._trace = self.runtime.new_trace_id
         else:
-            sender = here.receiver.name
+            sender = here.handler
             scope = here.scope
             if timeout is not None:
                 remaining = timeout
@@ -497,4 +497,4 @@ def _envelope(message: Any) -> Envelope:
         return Envelope(message)
     if here.scope is not None and here.scope.meter is not None:
         here.scope.meter.charge(messages=1)
-    return Envelope(message, None, here.receiver.name, here.scope)
+    return Envelope(message, None, here.handler, here.scope)

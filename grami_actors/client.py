@@ -1,4 +1,4 @@
-"""The client: ask a Growth Manager over its WebSocket. Floor 4.
+"""The client: ask a Growth Manager over its WebSocket. Floor 6.
 
 ::
 
@@ -8,9 +8,11 @@
             print(frame)
         async for event in grami.subscribe("agents.*"):
             print(event.topic, event.data)
+        job = await grami.jobs.submit("render", {"frames": 10})
+        print(await job.result())
 
 A lost connection is made anew with backoff; requests that were in flight end with ConnectionLost, because
-nobody knows whether they were carried out. Subscriptions go on, with what they missed.
+nobody knows whether they were carried out. Subscriptions and the events of jobs go on, with what they missed.
 """
 
 from __future__ import annotations
@@ -20,23 +22,22 @@ import contextlib
 import os
 import random
 import ssl
-import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
 
-import msgspec
 from websockets.exceptions import WebSocketException
 
-from grami_actors.conversation import Conversation, Frame, Hearing
+from grami_actors.asking import request_fields
+from grami_actors.conversation import Asking, Conversation, Following, Frame, Hearing
 from grami_actors.encoding import JSON, MSGPACK
-from grami_actors.errors import ConfigError, ConnectionLost, DeadlineExceeded, ErrorCode, GramiError, MailboxFull
+from grami_actors.errors import ConfigError, ConnectionLost, DeadlineExceeded, ErrorCode, GramiError
 from grami_actors.frames import Position
-from grami_actors.handshake import CLOSE_TIMEOUT, Dial, Handshake, Link, Settings, Token, close, trusted
+from grami_actors.handshake import CLOSE_TIMEOUT, FIRST_DELAY, Dial, Handshake, Link, Settings, Token, close, trusted
+from grami_actors.inbox import Inbox
+from grami_actors.job_client import JobsClient, remote
 from grami_actors.messages import Message
-
-UNREAD = 10_000
-"""Frames that may wait for whoever reads a stream or a subscription."""
 
 GRACE = 1.0
 """Seconds after a deadline that the server has to say so itself."""
@@ -123,6 +124,7 @@ class Client:
         to: str | None = None,
         timeout: float | None = None,
         idempotency_key: str | None = None,
+        background: bool = False,
         **fields: Any,
     ) -> Any:
         """Send a request and wait for the ``data`` of its answer.
@@ -132,13 +134,20 @@ class Client:
             to: a destination by name; the route of the type if not given.
             timeout: the deadline in seconds; the server's own if not given.
             idempotency_key: sent again within five minutes, it gives the same answer, and the work is done once.
+            background: run it as a job that outlives this client, and return a
+                :class:`~grami_actors.job_client.RemoteJob` at once; ``timeout`` is the deadline of the job then.
             fields: the message's fields.
 
         Raises:
             GramiError: what the server answered, with its ``error_code``; ConnectionLost when the connection
                 ended before the answer. Cancelling the call cancels the request on the server.
         """
-        asked = _fields(message, fields, to, timeout, idempotency_key)
+        asked = request_fields(message, fields, to=to, timeout=timeout, idempotency_key=idempotency_key)
+        if background:
+            return remote(self, await self._ask(asked | {"background": True}))
+        return await self._ask(asked, timeout)
+
+    async def _ask(self, asked: dict[str, Any] | Asking, timeout: float | None = None) -> Any:
         async with contextlib.aclosing(self._frames(asked, timeout)) as frames:
             return [frame async for frame in frames][-1].data
 
@@ -156,8 +165,8 @@ class Client:
 
         Leaving the loop early cancels the request. Takes and raises what :meth:`request` does.
         """
-        asked = _fields(message, fields, to, timeout, idempotency_key) | {"stream": True}
-        async with contextlib.aclosing(self._frames(asked, timeout)) as frames:
+        asked = request_fields(message, fields, to=to, timeout=timeout, idempotency_key=idempotency_key)
+        async with contextlib.aclosing(self._frames(asked | {"stream": True}, timeout)) as frames:
             async for frame in frames:
                 yield frame
 
@@ -196,7 +205,7 @@ class Client:
         Raises:
             GramiError: what the server answered; MailboxFull: the events were not read.
         """
-        inbox = _Inbox()
+        inbox = Inbox()
         hearing = Hearing(topic, inbox.put, recover)
         self._conversation.hear(hearing)
         refused = False
@@ -215,24 +224,61 @@ class Client:
 
     async def _attach(self, hearing: Hearing) -> None:
         """Have the server send the events of a subscription. Raises GramiError."""
-        async with contextlib.aclosing(self._frames(hearing, None)) as frames:
-            async for _ in frames:
-                pass
+        await self._ask(partial(self._conversation.subscribe, hearing))
 
     async def _unsubscribe(self, topic: str) -> None:
         # Somebody may have subscribed to the same in the meantime.
         if not self._conversation.hears(topic):
-            request_id, frame = self._conversation.ask({"type": "unsubscribe", "topic": topic}, bool)
-            self._conversation.forget(request_id)
-            await self._send(frame)
+            await self._tell({"type": "unsubscribe", "topic": topic})
 
-    def _frames(self, asked: dict[str, Any] | Hearing, timeout: float | None) -> AsyncGenerator[Frame, None]:
+    async def _tell(self, fields: dict[str, Any]) -> None:
+        """Send a request whose answer nobody needs."""
+        request_id, frame = self._conversation.ask(fields, bool)
+        self._conversation.forget(request_id)
+        await self._send(frame)
+
+    # --- jobs (job_client.Wire) ---
+
+    @property
+    def jobs(self) -> JobsClient:
+        """The jobs of the server: submit them, and find those that were submitted."""
+        return JobsClient(self)
+
+    async def ask_again(self, message: str, **fields: Any) -> Any:
+        """Send a request, and again when a connection is lost: one that may be carried out twice."""
+        while True:
+            try:
+                return await self.request(message, **fields)
+            except ConnectionLost:
+                if self._failure is not None or self._runner is None:
+                    raise
+            await asyncio.sleep(FIRST_DELAY)  # that it is lost may not have been noticed by its reader
+
+    async def follow(self, following: Following) -> None:
+        """Have the events of a job come, over all connections that this client makes. Raises GramiError."""
+        self._conversation.follow(following)
+        try:
+            await self._ask(partial(self._conversation.attach, following.job_id))
+        except ConnectionLost:  # the next connection begins with it
+            if self._failure is not None or self._runner is None:
+                raise
+
+    async def unfollow(self, following: Following) -> None:
+        """Have no more of them come."""
+        if self._conversation.unfollow(following):
+            await self._say(self._detach, following.job_id)
+
+    async def _detach(self, job_id: str) -> None:
+        if not self._conversation.follows(job_id):
+            await self._tell({"type": "job.detach", "job_id": job_id})
+
+    def _frames(self, asked: dict[str, Any] | Asking, timeout: float | None) -> AsyncGenerator[Frame, None]:
         """The frames of a request, or of what a subscription asks for. Raises GramiError."""
         attempt = self._renewing_once if callable(self._handshake.token) else self._once
         return attempt(asked, timeout)
 
     async def _renewing_once(
-        self, asked: dict[str, Any] | Hearing, timeout: float | None
+        self, asked: dict[str, Any] | Asking, timeout: float | None
     ) -> AsyncGenerator[Frame, None]:
         """A request that is refused because the token expired is sent once more with a new one."""
         begun, renewed = False, self._renewed
@@ -256,15 +302,12 @@ class Client:
             async for frame in frames:
                 yield frame
 
-    async def _once(self, asked: dict[str, Any] | Hearing, timeout: float | None) -> AsyncGenerator[Frame, None]:
+    async def _once(self, asked: dict[str, Any] | Asking, timeout: float | None) -> AsyncGenerator[Frame, None]:
         until = None if timeout is None else asyncio.get_running_loop().time() + timeout + GRACE
         if self._failure is not None or not self._connected.is_set():
             await self._ready(timeout)
-        inbox, conversation = _Inbox(), self._conversation
-        if isinstance(asked, Hearing):
-            request_id, data = conversation.subscribe(asked, inbox.put)
-        else:
-            request_id, data = conversation.ask(asked, inbox.put)
+        inbox, conversation = Inbox(), self._conversation
+        request_id, data = asked(inbox.put) if callable(asked) else conversation.ask(asked, inbox.put)
         try:
             async with asyncio.timeout_at(until):
                 await self._send(data)
@@ -349,17 +392,18 @@ class Client:
 
     async def _attach_again(self) -> None:
         """Go on with what was subscribed to, one after the other: each is given what it missed, and no other's."""
-        for hearing in self._conversation.hearings:
-            while hearing.live is False and hearing in self._conversation.hearings:
-                try:
-                    await self._attach(hearing)
-                except ConnectionLost:  # the next connection begins with this again
-                    return
-                except GramiError as error:
-                    if not error.retryable:
-                        hearing.inbox(error)
-                        break
-                    await asyncio.sleep((error.retry_after_ms or 1000) / 1000)
+        conversation = self._conversation
+
+        def missing(hearing: Hearing) -> bool:
+            return hearing.live is False and hearing in conversation.hearings
+
+        for job_id in conversation.followed:
+            attach = partial(self._ask, partial(conversation.attach, job_id))
+            if not await _persist(attach, partial(conversation.follows, job_id), partial(conversation.give_up, job_id)):
+                return
+        for hearing in conversation.hearings:
+            if not await _persist(partial(self._attach, hearing), partial(missing, hearing), hearing.inbox):
+                return
 
     async def _read(self, socket: Link) -> str:
         """Read until the connection is over; why it is."""
@@ -391,58 +435,22 @@ class Client:
         self._conversation.end(error)
 
 
-class _Inbox:
-    """Frames for one reader; an error is raised behind them. Bounded."""
-
-    __slots__ = ("_queue",)
-
-    def __init__(self) -> None:
-        self._queue: asyncio.Queue[Frame | GramiError] = asyncio.Queue()
-
-    def put(self, frame: Frame | GramiError) -> None:
-        """Add one; from the one too many on they are lost, and the reader is told."""
-        size = self._queue.qsize()
-        if size < UNREAD or isinstance(frame, GramiError):
-            self._queue.put_nowait(frame)
-        elif size == UNREAD:
-            self._queue.put_nowait(MailboxFull(f"{UNREAD} frames were not read", code=ErrorCode.SLOW_CONSUMER))
-
-    async def get(self, until: float | None = None) -> Frame:
-        """The next one. Raises GramiError; TimeoutError when there is none until then (on the loop's clock)."""
-        if until is None or not self._queue.empty():
-            frame = await self._queue.get()
-        else:
-            async with asyncio.timeout_at(until):
-                frame = await self._queue.get()
-        if isinstance(frame, GramiError):
-            raise frame
-        return frame
-
-
-def _fields(
-    message: Message | str, fields: dict[str, Any], to: str | None, timeout: float | None, idempotency_key: str | None
-) -> dict[str, Any]:
-    request = {"type": message, **fields} if isinstance(message, str) else _as_fields(message) | fields
-    request |= {"to": to} if to is not None else {}
-    request |= {"timeout_ms": max(1, round(timeout * 1000))} if timeout is not None else {}
-    request |= {"idempotency_key": idempotency_key} if idempotency_key is not None else {}
-    carried = _trace_context()
-    return request | ({"meta": {**carried, **request.get("meta", {})}} if carried else {})
-
-
-def _as_fields(message: Message) -> dict[str, Any]:
-    # MessagePack carries bytes as they are.
-    fields: dict[str, Any] = msgspec.to_builtins(message, builtin_types=(bytes, bytearray))
-    return fields
-
-
-def _trace_context() -> dict[str, str]:
-    """The W3C trace context of the program, if it is traced with OpenTelemetry."""
-    propagate = sys.modules.get("opentelemetry.propagate")
-    carrier: dict[str, str] = {}
-    if propagate is not None:
-        propagate.inject(carrier)
-    return {name: carrier[name] for name in ("traceparent", "tracestate") if name in carrier}
+async def _persist(
+    ask: Callable[[], Awaitable[Any]], wanted: Callable[[], bool], fail: Callable[[GramiError], object]
+) -> bool:
+    """Ask until there is an answer, while it is wanted; an error that stays is told. Whether there is a connection."""
+    while wanted():
+        try:
+            await ask()
+            break
+        except ConnectionLost:  # the next connection begins with this again
+            return False
+        except GramiError as error:
+            if not error.retryable:
+                fail(error)
+                break
+            await asyncio.sleep((error.retry_after_ms or 1000) / 1000)
+    return True
 
 
 def connect(

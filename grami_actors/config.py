@@ -35,8 +35,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         host: the address to bind; loopback unless told otherwise.
         port: 0 takes a free one.
         reuse_port: let several servers of this machine share the port; what they keep, each keeps for itself.
-        state_dir: where the state file is kept, for clients to find the server, and the API keys. Clients read no file
-            of settings: give them ``GRAMI_STATE_DIR``.
+        state_dir: where the state file is kept, for clients to find the server, the API keys, and jobs. Clients read no
+            file of settings: give them ``GRAMI_STATE_DIR``.
         allowed_origins: web origins whose pages may connect, such as ``https://app.example``. A request
             without an Origin header (not from a browser) passes.
         allowed_hosts: names besides loopback that the Host header may have.
@@ -78,6 +78,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         drain_timeout: seconds that a stopping server waits for requests in flight.
         slow_request_ms: a request that takes longer is logged with where its time went.
         threads: bound of the thread lane.
+        jobs_running: jobs at work at the same time.
+        jobs_running_per_owner: the same for one owner; 0 for no limit of its own.
+        jobs_queued: jobs that may wait; one more is refused with JOB_REJECTED.
+        jobs_queued_per_owner: the same for one owner; 0 for no limit of its own.
+        jobs_keep_days: days that results, logs and artifacts of jobs are kept after their end.
+        jobs_keys_days: days that their outcome and idempotency keys are; not fewer than that.
     """
 
     host: str = "127.0.0.1"
@@ -122,6 +128,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drain_timeout: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 10.0
     slow_request_ms: Annotated[int, msgspec.Meta(ge=1)] = 5_000
     threads: Annotated[int, msgspec.Meta(ge=0)] = 64
+    jobs_running: Annotated[int, msgspec.Meta(ge=1)] = 16
+    jobs_running_per_owner: Annotated[int, msgspec.Meta(ge=0)] = 0
+    jobs_queued: Annotated[int, msgspec.Meta(ge=0)] = 10_000
+    jobs_queued_per_owner: Annotated[int, msgspec.Meta(ge=0)] = 0
+    jobs_keep_days: Annotated[float, msgspec.Meta(ge=0)] = 7.0
+    jobs_keys_days: Annotated[float, msgspec.Meta(ge=0)] = 30.0
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -138,7 +150,9 @@ class Settings(msgspec.Struct, frozen=True):
 
 _FIELDS = {field.name: field for field in msgspec.structs.fields(Config)}
 # Written by a server for its children, or read by clients: not settings of a server.
-_NOT_SETTINGS = frozenset({"PORT", "URL", "TOKEN", "CA", "CONFIG", "MODEL", "MODEL_URL", "CACHE", "LOG_LEVEL"})
+_NOT_SETTINGS = frozenset(
+    {"PORT", "URL", "TOKEN", "CA", "CONFIG", "MODEL", "MODEL_URL", "CACHE", "LOG_LEVEL", "FAILPOINT"}
+)
 _TABLES = frozenset({"rules", "rates"})
 _BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 _OPTIONS = {"allowed_origins": "--allow-origin", "allowed_hosts": "--allow-host"}
@@ -188,6 +202,8 @@ def check(config: Config) -> None:
             "auth has 'jwt', which needs jwt_keys (a file with the keys of whoever makes the tokens) and jwt_audience "
             "(what the tokens' `aud` must name, so that tokens made for others are of no use here)"
         )
+    if config.jobs_keys_days < config.jobs_keep_days:
+        raise ConfigError("jobs_keys_days is less than jobs_keep_days: the keys of jobs outlive their results")
     for origin in config.allowed_origins:
         if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s*]+", origin):
             raise ConfigError(

@@ -1,7 +1,8 @@
 """The client's side of one connection, without any socket: which frame answers which request. Floor 2.
 
 The counterpart of :class:`~grami_actors.protocol.ServerProtocol`. The owner sends what the methods return, and hands in
-what comes; frames go to the inbox of their request, events to the inboxes of their subscriptions.
+what comes; frames go to the inbox of their request, events to the inboxes of their subscriptions, and events of jobs to
+whoever follows them.
 """
 
 from __future__ import annotations
@@ -50,6 +51,10 @@ class Frame(msgspec.Struct, omit_defaults=True):
     limits: dict[str, int] | None = None
     reason: str | None = None
     reconnect_after_ms: Delay | None = None
+    job_id: str | None = None
+    at: str | None = None
+    attempt: int | None = None
+    kind: str | None = None
 
     def error(self) -> GramiError | None:
         """The error that it carries."""
@@ -61,6 +66,10 @@ class Frame(msgspec.Struct, omit_defaults=True):
 
 Inbox = Callable[[Frame | GramiError], object]
 """Takes the frames of one request or subscription; an error is the last that it gets."""
+
+
+Asking = Callable[[Inbox], tuple[str, bytes]]
+"""What makes a request: its id and its frame, for an inbox that takes the answers."""
 
 
 class _Start(msgspec.Struct):
@@ -93,6 +102,50 @@ class Hearing:
         self.live: bool | None = None
 
 
+class Following:
+    """Who reads the events of a job, over all the connections of a client: each once, in order, without a gap.
+
+    Args:
+        job_id: which job.
+        seq: the last event that is known.
+
+    Attributes:
+        live: whether what comes next from the server is what follows ``seq``, or was known before.
+        behind: whether something came that could not be taken: another ``job.attach`` is needed.
+    """
+
+    def __init__(self, job_id: str, seq: int) -> None:
+        self.job_id = job_id
+        self.seq = seq
+        self.live = False
+        self.behind = False
+
+    def look(self, view: Any) -> None:
+        """Take the answer to ``job.attach``."""
+        raise NotImplementedError
+
+    def offer(self, frame: Frame) -> bool:
+        """Take an event, if there is room."""
+        raise NotImplementedError
+
+    def fail(self, error: GramiError) -> None:
+        """There will be no more."""
+        raise NotImplementedError
+
+    def hear(self, frame: Frame) -> None:
+        """An event came."""
+        if not self.live or frame.seq <= self.seq:
+            return
+        if frame.seq == self.seq + 1 and self.offer(frame):
+            self.seq = frame.seq
+        else:
+            self.miss()
+
+    def miss(self) -> None:
+        """What came could not be taken."""
+        self.live, self.behind = False, True
+
+
 class Conversation:
     """What a client has asked for and not yet been answered, and what it listens to. It outlives connections.
 
@@ -113,6 +166,7 @@ class Conversation:
         self._waiting: dict[str, Inbox] = {}
         self._hearings: dict[Hearing, None] = {}
         self._topics: Topics[Hearing] = Topics()
+        self._followings: dict[str, list[Following]] = {}
 
     def ask(self, fields: dict[str, Any], inbox: Inbox) -> tuple[str, bytes]:
         """The id and the frame of a request; ``inbox`` takes its answers until :meth:`forget`.
@@ -202,6 +256,53 @@ class Conversation:
         if start.recovered is False:
             hearing.inbox(Frame(type="gap", topic=hearing.topic, epoch=start.epoch, offset=start.offset))
 
+    # --- jobs ---
+
+    def follow(self, following: Following) -> None:
+        """Give it the events of its job."""
+        known = self._followings.setdefault(following.job_id, [])
+        if following not in known:
+            known.append(following)
+
+    def unfollow(self, following: Following) -> bool:
+        """Take that back; whether nobody follows the job any more."""
+        others = self._followings.get(following.job_id, [])
+        if following in others:
+            others.remove(following)
+            if not others:
+                del self._followings[following.job_id]
+        return not others
+
+    def follows(self, job_id: str) -> bool:
+        """Whether anybody follows a job."""
+        return job_id in self._followings
+
+    @property
+    def followed(self) -> tuple[str, ...]:
+        """The jobs that are followed."""
+        return tuple(self._followings)
+
+    def attach(self, job_id: str, inbox: Inbox) -> tuple[str, bytes]:
+        """The id and the frame of the request for all events that one who follows a job does not have.
+
+        What comes before its answer is of an earlier one, and has gaps for those who were behind.
+        """
+        after = min((each.seq for each in self._followings.get(job_id, ())), default=0)
+
+        def answered(frame: Frame | GramiError) -> None:
+            if isinstance(frame, Frame):
+                for each in tuple(self._followings.get(job_id, ())):
+                    each.live, each.behind = True, False
+                    each.look(frame.data)
+            inbox(frame)
+
+        return self.ask({"type": "job.attach", "job_id": job_id, "after_seq": after}, answered)
+
+    def give_up(self, job_id: str, error: GramiError) -> None:
+        """The server sends no events of a job."""
+        for each in tuple(self._followings.get(job_id, ())):
+            each.fail(error)
+
     # --- from the server ---
 
     def receive(self, data: str | bytes) -> None:
@@ -212,6 +313,13 @@ class Conversation:
             return
         if frame.type == "event":
             self._on_event(frame)
+            return
+        if frame.type == "job.event":
+            for each in tuple(self._followings.get(frame.job_id or "", ())):
+                each.hear(frame)
+            return
+        if frame.type == "job.detached":
+            self.give_up(frame.job_id or "", error_from_code(frame.error_code or "", frame.message or ""))
             return
         if frame.type == "goaway":
             self.goaway = frame
@@ -241,11 +349,15 @@ class Conversation:
         waiting, self._waiting = self._waiting, {}
         for hearing in self._hearings:
             hearing.live = hearing.live and False
+        for following in itertools.chain(*self._followings.values()):
+            following.live = False
         for inbox in waiting.values():
             inbox(error)
 
     def end(self, error: GramiError) -> None:
-        """There will be no other connection: subscriptions end too."""
+        """There will be no other connection: subscriptions end too, and so does what follows jobs."""
         self.lose(error)
         for hearing in tuple(self._hearings):
             hearing.inbox(error)
+        for job_id in self.followed:
+            self.give_up(job_id, error)

@@ -15,6 +15,7 @@ The tree::
     ├── ToolTimeout                 the tool's own time limit passed
     ├── UpstreamError               a service behind a tool or model failed
     │   └── RateLimited             it takes no more calls for a while
+    ├── JobError                    a job is not there, not accepted, or not in a state for that
     ├── QuotaExceeded               the request has spent its budget
     ├── DeadlineExceeded            the request's deadline passed; its outcome is unknown
     ├── Cancelled                   the request was cancelled
@@ -73,6 +74,10 @@ class ErrorCode(StrEnum):
     QUOTA_EXCEEDED = "QUOTA_EXCEEDED"
     TOPIC_NOT_FOUND = "TOPIC_NOT_FOUND"
     UNRECOVERABLE_POSITION = "UNRECOVERABLE_POSITION"
+    JOB_NOT_FOUND = "JOB_NOT_FOUND"
+    JOB_NOT_CANCELABLE = "JOB_NOT_CANCELABLE"
+    JOB_NOT_AWAITING_INPUT = "JOB_NOT_AWAITING_INPUT"
+    JOB_REJECTED = "JOB_REJECTED"
     SLOW_CONSUMER = "SLOW_CONSUMER"
     SHUTTING_DOWN = "SHUTTING_DOWN"
     INTERNAL_ERROR = "INTERNAL_ERROR"
@@ -249,6 +254,12 @@ class RateLimited(UpstreamError):
             self.retry_after_ms = math.ceil(retry_after * 1000)  # rounded down, it would be tried too early
 
 
+class JobError(GramiError):
+    """A job is not there, is not accepted, is in no state for what is wanted, or ended in no other way."""
+
+    error_code = ErrorCode.JOB_REJECTED
+
+
 class QuotaExceeded(GramiError):
     """A limit of the request's budget is crossed; the request is ended."""
 
@@ -325,42 +336,54 @@ def error_from_code(
     return kind(message, code=code, param=param, retry_after_ms=retry_after_ms)
 
 
-_BY_CODE: dict[str, type[GramiError]] = {
-    kind.error_code: kind
-    for kind in (
-        PermissionDenied,
-        LimitReached,
-        DestinationNotFound,
-        AgentUnavailable,
-        AgentCrashed,
-        AgentExecutionFailed,
-        ToolExecutionFailed,
-        ToolTimeout,
-        UpstreamError,
-        RateLimited,
-        QuotaExceeded,
-        DeadlineExceeded,
-        Cancelled,
-        MailboxFull,
-        ShuttingDown,
+_BY_CODE: dict[str, type[GramiError]] = (
+    {
+        kind.error_code: kind
+        for kind in (
+            PermissionDenied,
+            LimitReached,
+            DestinationNotFound,
+            AgentUnavailable,
+            AgentCrashed,
+            AgentExecutionFailed,
+            ToolExecutionFailed,
+            ToolTimeout,
+            UpstreamError,
+            RateLimited,
+            QuotaExceeded,
+            DeadlineExceeded,
+            Cancelled,
+            MailboxFull,
+            ShuttingDown,
+        )
+    }
+    | dict.fromkeys(
+        (
+            ErrorCode.INVALID_JSON,
+            ErrorCode.INVALID_MESSAGE,
+            ErrorCode.UNKNOWN_TYPE,
+            ErrorCode.VALIDATION_FAILED,
+            ErrorCode.UNSUPPORTED_ENCODING,
+            ErrorCode.UNSUPPORTED_VERSION,
+            ErrorCode.UNSUPPORTED_FEATURE,
+            ErrorCode.DUPLICATE_ID,
+            ErrorCode.MESSAGE_TOO_LARGE,
+            ErrorCode.IDEMPOTENCY_KEY_REUSED,
+            ErrorCode.UNAUTHENTICATED,
+            ErrorCode.INVALID_TOKEN,
+            ErrorCode.TOKEN_EXPIRED,
+            ErrorCode.TOPIC_NOT_FOUND,
+            ErrorCode.UNRECOVERABLE_POSITION,
+        ),
+        ProtocolError,
     )
-} | dict.fromkeys(
-    (
-        ErrorCode.INVALID_JSON,
-        ErrorCode.INVALID_MESSAGE,
-        ErrorCode.UNKNOWN_TYPE,
-        ErrorCode.VALIDATION_FAILED,
-        ErrorCode.UNSUPPORTED_ENCODING,
-        ErrorCode.UNSUPPORTED_VERSION,
-        ErrorCode.UNSUPPORTED_FEATURE,
-        ErrorCode.DUPLICATE_ID,
-        ErrorCode.MESSAGE_TOO_LARGE,
-        ErrorCode.IDEMPOTENCY_KEY_REUSED,
-        ErrorCode.UNAUTHENTICATED,
-        ErrorCode.INVALID_TOKEN,
-        ErrorCode.TOKEN_EXPIRED,
-        ErrorCode.TOPIC_NOT_FOUND,
-        ErrorCode.UNRECOVERABLE_POSITION,
-    ),
-    ProtocolError,
+    | dict.fromkeys(
+        (
+            ErrorCode.JOB_NOT_FOUND,
+            ErrorCode.JOB_NOT_CANCELABLE,
+            ErrorCode.JOB_NOT_AWAITING_INPUT,
+            ErrorCode.JOB_REJECTED,
+        ),
+        JobError,
+    )
 )

@@ -46,14 +46,14 @@ class Limits(msgspec.Struct, frozen=True):
         max_unauthenticated_bytes: the same, before the client has authenticated.
         max_nesting: levels of objects and arrays in one frame.
         max_inflight: requests without an answer yet; one more gets TOO_MANY_INFLIGHT.
-        max_subscriptions: topics at the same time; one more gets RESOURCE_EXHAUSTED.
+        max_subscriptions: topics and attached jobs at the same time; one more gets RESOURCE_EXHAUSTED.
         outbox_bytes: unsent output; past it chunks are dropped, past twice it the connection is closed (4508).
         outbox_seconds: how long a frame may stay unsent (4508).
         request_timeout_ms: the deadline of a request that names none.
         max_timeout_ms: the longest deadline a request may ask for.
         auth_timeout: seconds that a client has to authenticate (4408).
         token_grace: seconds that a connection stays after its token expired (4419).
-        idle_timeout: seconds without a frame, a request at work or a subscription (4513); 0 for no limit.
+        idle_timeout: seconds without a frame, a request at work, a subscription or an attached job (4513); 0 for none.
     """
 
     max_message_bytes: int = 1_048_576
@@ -92,6 +92,7 @@ class Header(msgspec.Struct):
 
 Token = Annotated[str, msgspec.Meta(max_length=8192)]
 TopicName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+JobId = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 
 
 class Hello(msgspec.Struct):
@@ -109,9 +110,10 @@ class Auth(msgspec.Struct):
 
 
 class Cancel(msgspec.Struct):
-    """``cancel``: end a request that is in flight."""
+    """``cancel``: end a request that is in flight, or a job."""
 
     request_id: RequestId | None = None
+    job_id: JobId | None = None
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -139,6 +141,92 @@ class Publish(msgspec.Struct):
 
     topic: TopicName
     data: Any
+
+
+class JobSubmit(msgspec.Struct):
+    """``job.submit``: have a tool run as a job; its fields are those of :class:`grami_actors.job.Order`."""
+
+    tool: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+    arguments: dict[str, Any] = {}
+    priority: Annotated[int, msgspec.Meta(ge=-1000, le=1000)] = 0
+    concurrency_key: Annotated[str, msgspec.Meta(max_length=128)] = ""
+    not_before: Annotated[str, msgspec.Meta(max_length=64, extra_json_schema={"format": "date-time"})] | None = None
+    deadline_ms: Annotated[int, msgspec.Meta(gt=0)] | None = None
+    detached: bool = False
+    wake: Annotated[str, msgspec.Meta(max_length=256)] = ""
+
+
+class JobGet(msgspec.Struct):
+    """``job.get``: look at a job."""
+
+    job_id: JobId
+
+
+class JobList(msgspec.Struct):
+    """``job.list``: the latest jobs first, without their arguments and results."""
+
+    states: tuple[str, ...] = ()
+    tool: Annotated[str, msgspec.Meta(max_length=256)] = ""
+    before: Annotated[str, msgspec.Meta(max_length=128)] = ""
+    limit: Annotated[int, msgspec.Meta(ge=1, le=200)] = 50
+
+
+class JobCancel(msgspec.Struct):
+    """``job.cancel``: have a job end; with ``force`` at once."""
+
+    job_id: JobId
+    force: bool = False
+
+
+class JobInput(msgspec.Struct):
+    """``job.input``: answer the question of a job."""
+
+    job_id: JobId
+    answer: Any
+
+
+class JobRetry(msgspec.Struct):
+    """``job.retry``: submit again what a job did that is at its end."""
+
+    job_id: JobId
+
+
+class JobRead(msgspec.Struct):
+    """``job.read``: a part of the log of a job, or of a file that it made."""
+
+    job_id: JobId
+    artifact: Annotated[str, msgspec.Meta(max_length=256)] = ""
+    attempt: Annotated[int, msgspec.Meta(ge=0)] = 0
+    offset: Annotated[int, msgspec.Meta(ge=0, le=2**53)] = 0
+    limit: Annotated[int, msgspec.Meta(ge=4, le=262_144)] = 65_536
+    wait_ms: Annotated[int, msgspec.Meta(ge=0, le=30_000)] = 0
+
+
+class JobAttach(msgspec.Struct):
+    """``job.attach``: hear what happened to a job after an event, and what happens from now on."""
+
+    job_id: JobId
+    after_seq: Annotated[int, msgspec.Meta(ge=0, le=2**53)] = 0
+
+
+class JobDetach(msgspec.Struct):
+    """``job.detach``: hear no more of it."""
+
+    job_id: JobId
+
+
+JOB_CONTROLS: dict[str, type[msgspec.Struct]] = {
+    "job.submit": JobSubmit,
+    "job.get": JobGet,
+    "job.list": JobList,
+    "job.cancel": JobCancel,
+    "job.input": JobInput,
+    "job.retry": JobRetry,
+    "job.read": JobRead,
+    "job.attach": JobAttach,
+    "job.detach": JobDetach,
+}
+"""Control messages about jobs, and their fields (docs/protocol.md, section 4)."""
 
 
 class OnlyId(msgspec.Struct):
@@ -242,6 +330,25 @@ class Event(msgspec.Struct, tag="event", tag_field="type"):
     epoch: str
     offset: int
     data: Any
+
+
+class JobEvent(msgspec.Struct, tag="job.event", tag_field="type"):
+    """Something happened to a job that the client is attached to; ``seq`` is its place among all events of the job."""
+
+    job_id: str
+    seq: int
+    at: str
+    attempt: int
+    kind: str
+    data: dict[str, Any]
+
+
+class JobDetached(msgspec.Struct, tag="job.detached", tag_field="type"):
+    """The client hears no more of a job that is not at its end: it is gone, or not this client's any more."""
+
+    job_id: str
+    error_code: str
+    message: str
 
 
 class Delay(msgspec.Struct):

@@ -20,6 +20,7 @@ from typing import Any
 from loguru import logger
 
 from grami_actors.buckets import Buckets
+from grami_actors.job import TERMINAL, State
 from grami_actors.principals import ANONYMOUS
 from grami_actors.telemetry import (
     ActorFailed,
@@ -39,6 +40,7 @@ from grami_actors.telemetry import (
     Doubted,
     Event,
     InternalError,
+    JobChanged,
     LimitHit,
     Listening,
     Reloaded,
@@ -58,6 +60,9 @@ GENEROUS = 5.0
 
 EVERY = 10.0
 """Seconds between two lines that say how many of a kind were left out."""
+
+_UNDER_WAY = frozenset(State) - TERMINAL
+_BAD_ENDS = TERMINAL - {State.SUCCEEDED, State.CANCELLED}
 
 LONGEST_LINE = 2_000
 LONGEST_DETAILS = 50_000
@@ -115,6 +120,7 @@ _LINES: dict[type[Event], tuple[str, Callable[[Any], str]]] = {
         "DEBUG",
         lambda e: f"tool {e.tool} for {e.caller}: {e.outcome} in {e.duration * 1000:.1f} ms",
     ),
+    JobChanged: ("INFO", lambda e: f"{e.job} of {e.tool} for {e.owner or 'nobody'}: {e.state}"),
     InternalError: ("ERROR", lambda e: f"internal error {e.error_ref}"),
 }
 
@@ -155,6 +161,10 @@ class LogLines:
             return  # nobody said who they are
         kind = type(event)
         level = _LINES[kind][0]
+        if isinstance(event, JobChanged):
+            if event.seq > 1 and event.state in _UNDER_WAY:
+                return  # it was accepted, and is not at its end
+            level = "WARNING" if event.state in _BAD_ENDS else level
         now = self._clock()
         if self._left_out:
             self._tell_left_out(now, EVERY)

@@ -23,6 +23,7 @@ from grami_actors.discovery import ServerState, read_state, remove_state, write_
 from grami_actors.errors import ConfigError
 from grami_actors.gateway.door import Document
 from grami_actors.gateway.server import Gateway
+from grami_actors.jobs.opening import Jobs, plan_of
 from grami_actors.jwt_tokens import JwtVerifier
 from grami_actors.metrics import Metrics
 from grami_actors.permissions import Permissions
@@ -90,6 +91,7 @@ class GrowthManager:
         self._state: ServerState | None = None
         self._replaced: ServerState | None = None
         self._gateway: Gateway | None = None
+        self._jobs: Jobs | None = None
         self._end_traces: Callable[[], None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -99,6 +101,9 @@ class GrowthManager:
             if any(os.environ.get(variable) for variable in _TRACED):
                 self._end_traces = trace_to(self.system.bus)
             await self.swarm.start(self.system)
+            plan = plan_of(self.swarm, self.config)
+            self._jobs = Jobs(self.system, plan, self.config.state_dir if self._publish else None)
+            await self._jobs.offer()
             documents = self._documents(catalog)
             self._gateway = Gateway(self.system, catalog, self.config, self.policy, documents, package_version())
             self.port = await self._open(self._gateway)
@@ -219,6 +224,8 @@ class GrowthManager:
         try:
             if self._gateway is not None:
                 await self._gateway.close()
+            if self._jobs is not None:
+                await self._jobs.close(self.config.drain_timeout)
         finally:
             await self.system.close()
             if self._end_traces is not None:

@@ -147,6 +147,8 @@ class Scope:
     meter: Meter | None = None
     principal: Any = None
     """Whose request it is, at its root; nobody's where the program itself is at work."""
+    job: str = ""
+    """The job that it belongs to, at its root; empty if to none."""
     above: int = 0
     """Asks above the root: where it stands for a scope of another process."""
     reason: GramiError | None = None
@@ -325,6 +327,11 @@ class Envelope(msgspec.Struct, eq=False):
     failure: BaseException | None = None
     span: str = ""
     cause: str = ""
+
+    @property
+    def handler(self) -> str:
+        """The name of the actor that handles it; empty for a job in this process, which has a scope and is no actor."""
+        return "" if self.receiver is None else self.receiver.name
 
     def trace(self) -> str:
         """What names its handling in traces: made when somebody asks, then the same for all."""

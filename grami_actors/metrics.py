@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from itertools import accumulate
 from typing import Any, Generic, TypeVar
 
+from grami_actors.job import TERMINAL
 from grami_actors.telemetry import (
     ActorFailed,
     ActorRestarted,
@@ -25,6 +26,7 @@ from grami_actors.telemetry import (
     ConnectionOpened,
     ConnectionRefused,
     DeadLetter,
+    JobChanged,
     LimitHit,
     LoopLagged,
     RequestFinished,
@@ -57,6 +59,7 @@ _COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "grami_requests": ("Requests answered", (*_REQUEST, "outcome")),
     "grami_limited": ("Refusals because of a limit, by its setting", ("limit",)),
     "grami_tool_calls": ("Tool calls", ("tool", "outcome")),
+    "grami_jobs": ("Jobs that came to their end, by how", ("tool", "state")),
     "grami_actor_failures": ("Failures of actors", ("actor",)),
     "grami_actor_restarts": ("Restarts of actors", ("actor",)),
     "grami_dead_letters": ("Messages that were not handled", ("reason",)),
@@ -198,6 +201,7 @@ class Metrics:
         bus.subscribe(self._on_closed, ConnectionClosed)
         bus.subscribe(self._on_request, RequestFinished)
         bus.subscribe(self._on_tool, ToolCalled)
+        bus.subscribe(self._on_job, JobChanged)
         bus.subscribe(self._on_lag, LoopLagged)
         bus.subscribe(lambda _: self._count("grami_connections_refused"), ConnectionRefused)
         bus.subscribe(lambda e: self._count("grami_limited", e.limit), LimitHit)
@@ -253,6 +257,10 @@ class Metrics:
             self._counters["grami_tool_calls"][event.tool, event.outcome].value += 1
             self._histograms["grami_tool_seconds"][labels].observe(event.duration)
             self._histograms["grami_tool_queue_wait_seconds"][labels].observe(event.queue_wait)
+
+    def _on_job(self, event: JobChanged) -> None:
+        if event.state in TERMINAL:
+            self._count("grami_jobs", event.tool, event.state)
 
     def _on_lag(self, event: LoopLagged) -> None:
         with self._lock:

@@ -12,7 +12,6 @@ Rule 5: a client that was told nothing of connection-wide frames (it said no ``h
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -21,7 +20,8 @@ import msgspec
 
 from grami_actors.answers import Answers
 from grami_actors.catalog import Catalog, decoded, faulty
-from grami_actors.encoding import ENCODINGS, JSON, Encoding, Frame
+from grami_actors.control_frames import DECODERS, NEW_JOBS, OWNED
+from grami_actors.encoding import JSON, Encoding, Frame
 from grami_actors.errors import ErrorCode, GramiError, LimitReached, PermissionDenied, ProtocolError
 from grami_actors.frames import (
     ADMIN_TYPES,
@@ -31,15 +31,19 @@ from grami_actors.frames import (
     CLOSE_IDLE,
     CLOSE_TOKEN_EXPIRED,
     CLOSE_UNSUPPORTED_DATA,
+    JOB_CONTROLS,
     PROTOCOL_VERSION,
-    Auth,
     Cancel,
     Delay,
     Goaway,
     Header,
     Hello,
+    JobAttach,
+    JobCancel,
+    JobList,
+    JobRead,
+    JobSubmit,
     Limits,
-    Meta,
     OnlyId,
     Pong,
     Publish,
@@ -49,25 +53,20 @@ from grami_actors.frames import (
     Welcome,
     close_code,
 )
+from grami_actors.job import Order
+from grami_actors.job_requests import SubmitRequest
+from grami_actors.job_views import listing, submission
 from grami_actors.policy import Policy
 from grami_actors.principals import ANONYMOUS, Principal
+from grami_actors.trace_context import Trace, trace_of
+
+BACKGROUND = "job.background"
+"""What a request with ``background`` becomes."""
 
 RECONNECT_JITTER_MS = 5_000
 """Within how many milliseconds clients are asked to spread their coming back."""
 
-LONGEST_STATE = 512
-"""Characters of a ``tracestate`` that are carried on (W3C Trace Context, section 3.3.1.5)."""
-
 # --- what the owner of the connection is asked to do ---
-
-
-class Trace(NamedTuple):
-    """A W3C trace context (https://www.w3.org/TR/trace-context/)."""
-
-    trace_id: str = ""
-    parent: str = ""
-    sampled: bool = True
-    state: str = ""
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -87,10 +86,12 @@ class Control(msgspec.Struct, frozen=True):
 
     Attributes:
         key: as above.
-        kind: ``describe``, ``subscribe``, ``unsubscribe``, ``publish``, or ``admin.`` and what.
-        fields: the Struct of its fields; of ``admin.*`` a dict.
+        kind: ``describe``, ``subscribe``, ``unsubscribe``, ``publish``, or ``job.`` or ``admin.`` and what;
+            :data:`BACKGROUND` for a request that is to run as a job.
+        fields: the Struct of its fields; of ``admin.*`` a dict; of what submits a job a
+            :class:`~grami_actors.job_requests.SubmitJob` or :class:`~grami_actors.job_requests.SubmitRequest`.
         timeout: seconds that the answer may take.
-        idempotency_key: of ``publish``; the others may be repeated anyway.
+        idempotency_key: of ``publish``; that of a job is the job's own, and the others may be repeated anyway.
     """
 
     key: int
@@ -133,36 +134,6 @@ _UNTIMELY = frozenset(
         ErrorCode.TOKEN_EXPIRED,
     }
 )
-_CONTROLS: dict[str, Any] = {
-    "describe": OnlyId,
-    "subscribe": Subscribe,
-    "unsubscribe": Unsubscribe,
-    "publish": Publish,
-}
-"""Control messages that the owner answers, and their fields; of those for administrators it knows more."""
-_OWNED = ADMIN_TYPES.union(_CONTROLS)
-
-# Only a version later than 00 may have more behind its flags, and ff is none.
-_TRACEPARENT = re.compile(
-    r"(?!ff)(?!00.{53}.)[0-9a-f]{2}-((?!0{32})[0-9a-f]{32})-((?!0{16})[0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?"
-)
-
-
-class _Decoders:
-    """What reads the frames that a connection itself understands, in one encoding."""
-
-    def __init__(self, encoding: Encoding) -> None:
-        self.header = encoding.decoder(Header)
-        self.text = encoding.decoder(str)
-        self.only_id = encoding.decoder(OnlyId)
-        self.hello = encoding.decoder(Hello)
-        self.auth = encoding.decoder(Auth)
-        self.cancel = encoding.decoder(Cancel)
-        self.anything = encoding.decoder(dict[str, Any])
-        self.controls = {kind: encoding.decoder(fields) for kind, fields in _CONTROLS.items()}
-
-
-_DECODERS = {encoding: _Decoders(encoding) for encoding in ENCODINGS.values()}
 
 
 class Setting(msgspec.Struct, frozen=True):
@@ -198,6 +169,7 @@ class ServerProtocol(Answers):
         close_reason: why, for the client.
         introduced: whether the client said ``hello``.
         subscriptions: the patterns of topics that it hears; kept by the owner.
+        attachments: the ids of the jobs that it is attached to; kept by the owner.
         refusals: the frames that were refused since the owner last looked.
     """
 
@@ -216,11 +188,12 @@ class ServerProtocol(Answers):
         self.close_reason = ""
         self.introduced = False
         self.subscriptions: set[str] = set()
+        self.attachments: set[str] = set()
         self.refusals: list[Refusal] = []
         self._connection_id = connection_id
         self._setting = setting
         self._limits = setting.limits
-        self._decoders = _DECODERS[encoding]
+        self._decoders = DECODERS[encoding]
         self._bad = 0
         self._wrong_kind_seen = False
         self._opened_at = now
@@ -288,24 +261,30 @@ class ServerProtocol(Answers):
 
     def _accept(self, header: Header, frame: Frame, now: float) -> Accepted | Control:
         principal = self._who(now)
-        if header.background:
-            text = "this server does not support 'background' yet"
-            raise ProtocolError(text, code=ErrorCode.UNSUPPORTED_FEATURE, param="$.background")
         if header.stream and header.id is msgspec.UNSET:
             raise ProtocolError("'stream' needs an 'id', to tell the frames apart", param="$.id")
-        if header.type in _OWNED:
+        if header.background and header.stream:
+            raise ProtocolError("what runs in the 'background' has no stream: attach to its job", param="$.stream")
+        if header.background and header.type in OWNED:
+            raise ProtocolError(f"{header.type!r} cannot run in the background", param="$.background")
+        if header.type in OWNED:
             return self._control(header, frame, principal, now)
         policy = self._setting.policy
         policy.check(principal, header.type, now)
         allowed = partial(policy.permissions.may_send_type, principal)
         message = self._setting.catalog.decode(header, frame, self._encoding, allowed)
         self._admit(header)
+        if header.background:
+            deadline = None if header.timeout_ms is None else header.timeout_ms / 1000
+            order = Order(idempotency_key=header.idempotency_key, deadline=deadline)
+            job = SubmitRequest(message=message, to=header.to, order=order)
+            return Control(self._open(header, now).key, BACKGROUND, job, self._limits.request_timeout_ms / 1000)
         return Accepted(
             key=self._open(header, now).key,
             message=message,
             to=header.to,
             timeout=self._timeout(header),
-            trace=_NO_TRACE if header.meta is None else _trace(header.meta, self._decoders.text),
+            trace=trace_of(header.meta, self._decoders.text),
             stream=header.stream,
             idempotency_key=header.idempotency_key,
         )
@@ -318,7 +297,8 @@ class ServerProtocol(Answers):
             text = f"the id {header.id!r} is still in flight on this connection"
             raise ProtocolError(text, code=ErrorCode.DUPLICATE_ID, param="$.id")
 
-    def _admit(self, header: Header) -> None:
+    def _admit(self, header: Header, *, late: bool = False) -> None:
+        """Raises what speaks against one more; ``late``: it is no new work for a server that is about to stop."""
         self._check_id(header)
         unanswered = max(len(self._slots), len(self._plain))
         if unanswered >= self._limits.max_inflight:
@@ -328,7 +308,7 @@ class ServerProtocol(Answers):
                 limit="max_inflight",
                 retry_after_ms=100,
             )
-        if self.draining:
+        if self.draining and not late:
             raise ProtocolError("the server is shutting down", code=ErrorCode.SHUTTING_DOWN)
 
     def _refuse(self, request_id: RequestId | msgspec.UnsetType, error: GramiError, now: float) -> None:
@@ -351,6 +331,8 @@ class ServerProtocol(Answers):
         if header.type in ADMIN_TYPES and not permissions.may_administer(principal):
             raise PermissionDenied(f"{principal.name} may not use admin.*: it takes the scope 'admin'")
         fields = decoded(self._decoders.controls.get(header.type, self._decoders.anything), frame, self._encoding)
+        if header.type in JOB_CONTROLS:
+            return self._job(header, fields, principal, now)
         if isinstance(fields, Subscribe):
             self._check_subscription(header, fields, principal)
         elif isinstance(fields, Publish):
@@ -369,13 +351,41 @@ class ServerProtocol(Answers):
             raise ProtocolError("'subscribe' needs an 'id': a plain client gets nothing but answers", param="$.id")
         if not self._setting.policy.permissions.may_subscribe(principal, wanted.topic):
             raise PermissionDenied(f"{principal.name} may not subscribe to {wanted.topic!r}", param="$.topic")
-        if len(self.subscriptions) >= self._limits.max_subscriptions and wanted.topic not in self.subscriptions:
+        if wanted.topic not in self.subscriptions:
+            self._check_hearing("$.topic")
+
+    def _check_hearing(self, param: str) -> None:
+        hearing = len(self.subscriptions) + len(self.attachments)
+        if hearing >= self._limits.max_subscriptions:
             raise LimitReached(
-                f"this connection has {len(self.subscriptions)} subscriptions, its limit",
+                f"this connection has {hearing} subscriptions and attached jobs, its limit",
                 code=ErrorCode.RESOURCE_EXHAUSTED,
                 limit="max_subscriptions",
-                param="$.topic",
+                param=param,
             )
+
+    def _job(self, header: Header, fields: Any, principal: Principal, now: float) -> Control:
+        policy, timeout = self._setting.policy, self._timeout(header)
+        if isinstance(fields, JobSubmit):
+            sends = [("tool_call", f"tool:{fields.tool}", "$.tool")]
+            sends += [("job_ended", fields.wake, "$.wake")] if fields.wake else []
+            for kind, to, param in sends:
+                if not policy.permissions.may_send(principal, kind, to):
+                    raise PermissionDenied(f"{principal.name!r} may not send {kind!r} to {to!r}", param=param)
+            fields = submission(fields, header.idempotency_key)
+        elif isinstance(fields, JobAttach):
+            if header.id is msgspec.UNSET:
+                raise ProtocolError("'job.attach' needs an 'id': a plain client gets nothing but answers", param="$.id")
+            if fields.job_id not in self.attachments:
+                self._check_hearing("$.job_id")
+        elif isinstance(fields, JobRead):
+            timeout += fields.wait_ms / 1000
+        elif isinstance(fields, JobList):
+            fields = listing(fields)
+        if header.type in NEW_JOBS:
+            policy.throttle(principal, "job.submit", now)
+        self._admit(header, late=header.type not in NEW_JOBS)
+        return Control(self._open(header, now).key, header.type, fields, timeout)
 
     def _ping(self, header: Header, _frame: Frame, _now: float) -> None:
         self._out.append(self._encode(Pong(header.id)))
@@ -425,9 +435,15 @@ class ServerProtocol(Answers):
         self.subscriptions.difference_update(lost)
         return Authenticated(principal, lost)
 
-    def _cancel(self, header: Header, frame: Frame, now: float) -> CancelRequest | None:
-        wanted = decoded(self._decoders.cancel, frame, self._encoding).request_id
-        found = None if wanted is None else self._by_id.get(wanted)
+    def _cancel(self, header: Header, frame: Frame, now: float) -> CancelRequest | Control | None:
+        wanted: Cancel = decoded(self._decoders.cancel, frame, self._encoding)
+        if wanted.job_id is not None:
+            if wanted.request_id is not None:
+                text = "one 'cancel' ends a request or a job, not both"
+                raise ProtocolError(text, code=ErrorCode.VALIDATION_FAILED, param="$.job_id")
+            header.type = "job.cancel"
+            return self._job(header, JobCancel(wanted.job_id), self._who(now), now)
+        found = None if wanted.request_id is None else self._by_id.get(wanted.request_id)
         if header.id is not msgspec.UNSET:
             self._check_id(header)
             self._answer_at_once(header.id, {"cancelled": found is not None}, None, now)
@@ -455,7 +471,7 @@ class ServerProtocol(Answers):
         return (
             (self.principal is None and now - self._opened_at >= self._limits.auth_timeout)
             or now - self._expires_at >= self._limits.token_grace
-            or (0 < self._limits.idle_timeout <= now - self._active_at and not (self._slots or self.subscriptions))
+            or (0 < self._limits.idle_timeout <= now - self._active_at and self._idle)
         )
 
     def tick(self, now: float) -> None:
@@ -464,8 +480,12 @@ class ServerProtocol(Answers):
             self.close(CLOSE_AUTH_TIMEOUT, "nobody authenticated in time")
         elif now - self._expires_at >= self._limits.token_grace:
             self.close(CLOSE_TOKEN_EXPIRED, "the token expired")
-        elif 0 < self._limits.idle_timeout <= now - self._active_at and not (self._slots or self.subscriptions):
+        elif 0 < self._limits.idle_timeout <= now - self._active_at and self._idle:
             self.close(CLOSE_IDLE, "nothing was sent for a long time")
+
+    @property
+    def _idle(self) -> bool:
+        return not (self._slots or self.subscriptions or self.attachments)
 
     _OWN: ClassVar[dict[str, Callable[[ServerProtocol, Header, Frame, float], Action | None]]] = {
         "ping": _ping,
@@ -473,25 +493,6 @@ class ServerProtocol(Answers):
         "auth": _auth,
         "cancel": _cancel,
     }
-
-
-_NO_TRACE = Trace()
-
-
-def _trace(meta: Meta, decode: Callable[[Any], Any]) -> Trace:
-    """The W3C trace context of a request; what is no trace context is ignored."""
-    found = _TRACEPARENT.fullmatch(_text(meta.traceparent, decode))
-    if found is None:
-        return _NO_TRACE
-    trace_id, parent, flags = found.groups()
-    return Trace(trace_id, parent, bool(int(flags, 16) & 1), _text(meta.tracestate, decode)[:LONGEST_STATE])
-
-
-def _text(raw: msgspec.Raw, decode: Callable[[Any], Any]) -> str:
-    try:
-        return str(decode(raw)) if raw else ""
-    except (ValueError, RecursionError):
-        return ""
 
 
 def _size(frame: Frame) -> int:

@@ -18,6 +18,7 @@ from grami_actors.frames import PROTOCOL_VERSION
 from grami_actors.messages import Message, ToolCall, type_name
 from grami_actors.model import Model
 from grami_actors.restarts import RestartPolicy
+from grami_actors.schedules import Schedule
 from grami_actors.spec import Spec
 from grami_actors.system import ActorSystem
 from grami_actors.tools import ModelActor, Tool, ToolActor
@@ -54,6 +55,7 @@ class Swarm:
             ``to`` goes to the first that handles its type.
         tools: what :func:`~grami_actors.tools.tool` made.
         model: a model, or a function that makes one when the swarm starts; it serves ``self.generate``.
+        schedules: jobs that are submitted by the clock.
 
     Raises:
         ConfigError: two agents or two tools have the same name, or something is not an agent or tool.
@@ -61,15 +63,17 @@ class Swarm:
 
     def __init__(
         self,
-        agents: Sequence[AgentSource],
+        agents: Sequence[AgentSource] = (),
         tools: Sequence[Tool[..., Any]] = (),
         model: Model | Callable[[], Model] | None = None,
+        schedules: Sequence[Schedule] = (),
     ) -> None:
         if not isinstance(agents, Sequence):
             raise ConfigError(f"agents is a list, as in Swarm(agents=[Writer]), not {agents!r}")
         self.agents = tuple(agents)
         self.tools = tuple(tools)
         self.model = model
+        self.schedules = tuple(schedules)
         for source in self.agents:
             if not (isinstance(_kind(source), type) and issubclass(_kind(source), Agent)):
                 raise ConfigError(f"{source!r} is not an Agent class; give the class, not an instance")
@@ -80,6 +84,12 @@ class Swarm:
             _check_name(_kind(source).agent_name)
         _distinct("agent", [_kind(source).agent_name for source in self.agents])
         _distinct("tool", [each.name for each in self.tools])
+        _distinct("schedule", [each.name for each in self.schedules])
+        known = {each.name for each in self.tools}
+        for schedule in self.schedules:
+            if schedule.tool not in known:
+                text = f"the schedule {schedule.name!r} runs the tool {schedule.tool!r}, which the swarm does not have"
+                raise ConfigError(text)
 
     def types(self) -> dict[str, type[Message]]:
         """The message types that clients may send, by their name on the wire.
@@ -153,12 +163,12 @@ class Swarm:
         spec = Spec(
             ToolActor,
             (served,),
-            lane=served.lane,
+            lane=served.calls_on,
             concurrency=served.concurrency,
             mailbox=served.mailbox,
             overflow="wait",
             # A function that crashes its process fails its actor; that must not end the tool for everybody.
-            restart=RestartPolicy(pause=15.0) if served.lane == "process" else RestartPolicy(),
+            restart=RestartPolicy(pause=15.0) if served.calls_on == "process" else RestartPolicy(),
         )
         system.table.join(name, (await system.spawn_spec(spec, name=name))._cell)
 

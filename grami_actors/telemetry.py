@@ -243,6 +243,24 @@ class Published(Event, frozen=True):
     message: Any
 
 
+class JobChanged(Event, frozen=True):
+    """Something happened to a job, and is written down.
+
+    Attributes:
+        job: its id.
+        tool: its tool.
+        owner: whose it is.
+        state: where it is now.
+        seq: of its last event.
+    """
+
+    job: str
+    tool: str
+    owner: str
+    state: str
+    seq: int
+
+
 class LoopLagged(Event, frozen=True):
     """How many seconds late the event loop came to something that was due; told several times a second."""
 

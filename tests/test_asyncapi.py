@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from grami_actors import Agent, Message, Swarm, handles
 from grami_actors.asyncapi import CONTROLS, document
 from grami_actors.errors import RETRYABLE, ErrorCode
-from grami_actors.frames import ADMIN_TYPES
+from grami_actors.frames import ADMIN_TYPES, JOB_CONTROLS
 from grami_actors.messages import CONTROL_TYPES, REQUEST_FIELDS
 from grami_actors.scenario import script
 from tests.swarms import small_swarm
@@ -270,9 +270,10 @@ def test_the_error_codes_are_an_enumeration_and_say_which_may_be_tried_again() -
 
 def test_the_control_messages_are_told_with_their_answers() -> None:
     told = tell(Swarm([]))
-    assert set(told["operations"]) == set(CONTROLS) | {"Event", "Goaway"}
-    assert {name for name, each in told["operations"].items() if each["action"] == "send"} == {"Event", "Goaway"}
-    assert set(CONTROLS) == CONTROL_TYPES | ADMIN_TYPES
+    pushed = {"Event", "JobEvent", "JobDetached", "Goaway"}
+    assert set(told["operations"]) == set(CONTROLS) | pushed
+    assert {name for name, each in told["operations"].items() if each["action"] == "send"} == pushed
+    assert set(CONTROLS) == CONTROL_TYPES | ADMIN_TYPES | set(JOB_CONTROLS)
     (answer,) = told["operations"]["ping"]["reply"]["messages"]
     assert resolve(told, resolve(told, answer["$ref"])["$ref"])["name"] == "pong"
     payload = told["components"]["messages"]["hello"]["payload"]["allOf"]

@@ -24,7 +24,10 @@ from grami_actors import ConnectionLost, connect
 
 ROOT = Path(__file__).parents[1]
 SMALL = ROOT / "tests" / "scripts" / "small.py"
-COMMANDS = ("serve", "run", "send", "describe", "config", "doctor", "profile", "token", "top", "validate")
+COMMANDS = (
+    *("serve", "run", "send", "describe", "config", "doctor", "profile", "token", "top", "validate"),
+    *("jobs", "state"),
+)
 PATIENCE = 30.0
 
 
@@ -711,5 +714,6 @@ def test_output_into_a_closed_pipe_is_no_traceback(server: Served) -> None:
 def test_help_names_the_commands_as_a_newcomer_meets_them_and_its_paragraphs_flow(tmp_path: Path) -> None:
     everything, serve = together(["--help"], ["serve", "--help"], cwd=tmp_path)
     listed = [name for name in re.findall(r"^│ (\w+) ", everything.out, re.MULTILINE) if name in COMMANDS]
-    assert listed == ["run", "serve", "send", "describe", "doctor", "top", "profile", "validate", "config", "token"]
+    everyday = ["run", "serve", "send", "describe", "doctor", "top", "profile", "validate", "config"]
+    assert listed == [*everyday, "jobs", "state", "token"]
     assert all(len(line) > 60 for line in serve.out.splitlines()[5:8]), "lines are as long as the terminal is wide"

@@ -197,7 +197,7 @@ def test_a_field_that_nobody_reads_is_a_hint_and_a_misspelt_one_is_recognised() 
     [
         ("ordre", "no agent here handles the type 'ordre'; did you mean 'order'?"),
         ("helo", "no agent here handles the type 'helo'; did you mean 'hello'?"),
-        ("job.submit.now", "no agent here handles the type 'job.submit.now'"),
+        ("job.submit.now", "no agent here handles the type 'job.submit.now'; did you mean 'job.submit'?"),
     ],
 )
 def test_an_unknown_type_is_told_with_the_one_that_was_meant(name: str, text: str) -> None:

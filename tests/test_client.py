@@ -319,7 +319,7 @@ async def test_a_request_leaves_nothing_behind_not_even_a_task() -> None:
         ({"type": "echo"}, ProtocolError, "VALIDATION_FAILED", "$.text"),
         ({"type": "ecoh", "text": "x"}, ProtocolError, "UNKNOWN_TYPE", None),
         ({"type": "publish"}, ProtocolError, "VALIDATION_FAILED", "$.topic"),
-        ({"type": "job.get"}, ProtocolError, "UNSUPPORTED_FEATURE", None),
+        ({"type": "job.nothing"}, ProtocolError, "UNSUPPORTED_FEATURE", None),
         ({"type": "echo", "text": "x", "to": "nobody"}, DestinationNotFound, "DESTINATION_NOT_FOUND", None),
         ({"type": "fail", "how": "raise"}, AgentExecutionFailed, "AGENT_EXECUTION_FAILED", None),
         ({"type": "fail", "how": "exit"}, AgentCrashed, "AGENT_CRASHED", None),

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.asyncio.server import ServerConnection, serve
 
-import grami_actors.client
+import grami_actors.inbox
 from grami_actors import Client, ConnectionLost, GramiError, connect
 from grami_actors.conversation import Conversation, Frame, Hearing
 from grami_actors.errors import MailboxFull, PermissionDenied
@@ -242,7 +242,7 @@ async def test_a_topic_that_is_not_allowed_is_refused_and_leaves_nothing_behind(
 
 
 async def test_events_that_are_not_read_are_bounded_and_the_reader_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grami_actors.client, "UNREAD", 10)
+    monkeypatch.setattr(grami_actors.inbox, "UNREAD", 10)
     async with asking() as (grami, manager):
         frames = grami.subscribe("news")
         first = asyncio.ensure_future(anext(frames))
@@ -273,7 +273,7 @@ async def test_a_stream_that_is_not_read_ends_and_is_cancelled_on_the_server(mon
             elif frame["type"] == "ping":
                 await peer.send(json.dumps({"type": "pong", "id": frame["id"]}))
 
-    monkeypatch.setattr(grami_actors.client, "UNREAD", 10)
+    monkeypatch.setattr(grami_actors.inbox, "UNREAD", 10)
     async with asyncio.timeout(10), serve(flood, "127.0.0.1", 0) as listener:
         port = listener.sockets[0].getsockname()[1]
         async with connect(f"ws://127.0.0.1:{port}/ws") as grami:

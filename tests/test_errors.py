@@ -33,7 +33,13 @@ BAD_MESSAGE = {
     "UNRECOVERABLE_POSITION",
 }
 # Several errors share these codes; over the wire they come back as the one that the code is named after.
-NAMED = {"AGENT_UNAVAILABLE": "AgentUnavailable", "AGENT_EXECUTION_FAILED": "AgentExecutionFailed"}
+NAMED = {
+    "AGENT_UNAVAILABLE": "AgentUnavailable",
+    "AGENT_EXECUTION_FAILED": "AgentExecutionFailed",
+    "JOB_NOT_FOUND": "JobError",
+    "JOB_NOT_CANCELABLE": "JobError",
+    "JOB_NOT_AWAITING_INPUT": "JobError",
+}
 
 
 def printed_tree() -> dict[str, str]:

@@ -17,6 +17,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from grami_actors import Agent, Message, Swarm, handles
 from grami_actors.gateway import connection as connections
+from grami_actors.gateway import writing
 from grami_actors.telemetry import Doubted, LoopLagged, Reloaded, RequestFinished
 from tests.conftest import Gate, Recorder, heard, raw, serving, tell, turns_until
 from tests.swarms import small_swarm
@@ -88,6 +89,7 @@ async def test_a_handshake_that_never_ends_does_not_hold_up_a_closing_server() -
 async def test_a_reader_that_takes_its_time_does_not_hold_up_a_closing_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "STALL", 60.0)  # as if it read a little now and then
     monkeypatch.setattr(connections, "FLUSH", 0.05)
+    monkeypatch.setattr(writing, "FLUSH", 0.05)
 
     class Big(Message):
         pass

@@ -20,9 +20,9 @@ from grami_actors.gateway import replays
 from grami_actors.gateway.request import Request
 from grami_actors.manager import GrowthManager
 from grami_actors.principals import Principal
-from grami_actors.protocol import Trace
 from grami_actors.system import ActorSystem
 from grami_actors.telemetry import ConnectionClosed, Published, RequestFinished
+from grami_actors.trace_context import Trace
 from tests.conftest import Gate, Recorder, heard, on, raw, serving, tell, turns_until
 
 MSGPACK = "grami.v1.msgpack"

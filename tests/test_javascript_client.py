@@ -17,9 +17,10 @@ from websockets.exceptions import ConnectionClosed
 
 from grami_actors import Agent, Config, GrowthManager, Message, Swarm, connect, handles
 from grami_actors.api_keys import KeyStore
-from grami_actors.telemetry import ConnectionAuthenticated, ConnectionOpened, RequestFinished
+from grami_actors.telemetry import ConnectionAuthenticated, ConnectionOpened, JobChanged, RequestFinished
 from tests.browser import in_browser, site, visit
 from tests.conftest import Gate, Recorder, cut, free_port, serving
+from tests.job_desk import working
 from tests.swarms import small_swarm
 
 NODE = shutil.which("node")
@@ -105,7 +106,7 @@ def check_conversation(told: dict[str, Any]) -> None:
     assert told["pong"]
     assert told["many"]
     assert told["principal"] == "anonymous"
-    assert told["reserved"] == "UNSUPPORTED_FEATURE"
+    assert told["reserved"] == "JOB_NOT_FOUND"
     assert told["unencodable"] == "TypeError"
     assert told["closed"] == "CONNECTION_LOST"
     assert told["states"] == ["open", "closed"]
@@ -115,6 +116,23 @@ def check_conversation(told: dict[str, Any]) -> None:
 async def test_requests_streams_and_errors_in_node() -> None:
     async with serving(small_swarm()) as manager:
         check_conversation(await play("conversation", manager.url))
+
+
+@in_node
+async def test_every_event_of_a_job_comes_once_also_when_the_connection_is_lost() -> None:
+    async with working() as (manager, _):
+        lost: list[str] = []
+
+        def lose(event: JobChanged) -> None:
+            if event.seq in {1_500, 2_500}:
+                lost.append(event.job)
+                cut(manager)
+
+        manager.system.bus.subscribe(lose, JobChanged)
+        told = await play("jobs", manager.url)
+    assert told.pop("seqs") == list(range(1, 3_006))
+    assert told == {"late": [], "state": "SUCCEEDED", "result": "this", "unknown": "JOB_NOT_FOUND"}
+    assert len(lost) == 2
 
 
 @in_node

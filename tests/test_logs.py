@@ -20,6 +20,7 @@ from websockets.exceptions import InvalidStatus
 import grami_actors
 from grami_actors import logs
 from grami_actors.agent import Agent, handles
+from grami_actors.job import TERMINAL
 from grami_actors.logs import BURST, EVERY, GENEROUS, RATE, configure_logging, log_to, printable
 from grami_actors.messages import Message, Scope
 from grami_actors.swarm import Swarm
@@ -34,6 +35,7 @@ from grami_actors.telemetry import (
     DeadLetter,
     Event,
     InternalError,
+    JobChanged,
     LimitHit,
     Listening,
     RequestFinished,
@@ -117,6 +119,25 @@ def test_what_a_log_line_says_depends_on_the_event(lines: list[str]) -> None:
         "alice was refused: the limit max_inflight is reached",
         "internal error abc\n    Traceback:\n      line 1",
     ]
+
+
+def test_a_job_is_logged_when_it_is_accepted_and_at_its_end_and_not_between() -> None:
+    bus, records = Bus(), []
+    logger.add(lambda message: records.append(message.record), level=0, format="{message}", catch=False)
+    end = log_to(bus)
+    for number, last in enumerate(sorted(TERMINAL)):
+        for seq, state in enumerate(("QUEUED", "STARTING", "RUNNING", "RUNNING", "BACKOFF", "QUEUED", last), 1):
+            bus.publish(JobChanged(f"job_{number}", "render", "ann" * (number != 0), state, seq))
+    end()
+    told = [(record["level"].name, record["message"]) for record in records]
+    assert told[:2] == [
+        ("INFO", "job_0 of render for nobody: QUEUED"),
+        ("INFO", "job_0 of render for nobody: CANCELLED"),
+    ]
+    assert len(told) == 2 * len(TERMINAL)
+    assert {text.rpartition(" ")[2] for level, text in told if level == "WARNING"} == {
+        "FAILED", "LOST", "TIMED_OUT", "REJECTED",
+    }  # fmt: skip
 
 
 def test_a_slow_request_is_logged_with_where_its_time_went(lines: list[str]) -> None:

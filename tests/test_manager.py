@@ -252,7 +252,7 @@ async def test_everything_stops_in_the_reverse_of_the_order_of_its_start(tmp_pat
     async with manager, connect(manager.url) as grami:
         await grami.request("greet")
         await manager.close()
-    assert started == ["router", "tool:on_a_thread", "host", "guest-1", "guest-2", "connection-1"]
+    assert started == ["router", "tool:on_a_thread", "host", "guest-1", "guest-2", "jobs", "connection-1"]
     assert stopped == started[::-1]
     assert not listens(manager.port)
     await threads_end()

@@ -23,6 +23,7 @@ from grami_actors.telemetry import (
     ConnectionRefused,
     DeadLetter,
     Event,
+    JobChanged,
     LimitHit,
     LoopLagged,
     RequestFinished,
@@ -89,6 +90,7 @@ def test_the_documented_labels_are_exactly_those_that_are_exported() -> None:
         RequestFinished("c", "echo", "ok", 0.02, to="writer"),
         LimitHit("max_inflight", "alice"),
         ToolCalled("double", "writer", 0.5, 0.02, "ok"),
+        JobChanged("job_1", "render", "ann", "FAILED", 5),
         ActorFailed("writer", "e", ""),
         ActorRestarted("writer", 1, 0.1),
         DeadLetter("writer", "", None, "stopped"),
@@ -151,6 +153,7 @@ def test_limits_tools_failures_and_dead_letters_are_counted() -> None:
     found = counted(
         *[LimitHit("max_inflight", who) for who in ("alice", "bob", "alice")],
         ToolCalled("double", "writer", 0.5, 0.02, "ok"),
+        *[JobChanged("job_1", "render", "ann", state, 5) for state in ("QUEUED", "RUNNING", "RUNNING", "LOST")],
         ActorFailed("writer-2/child-17", "e", ""),
         ActorFailed("writer-1", "e", ""),
         ActorRestarted("writer/child-18", 1, 0.1),
@@ -158,6 +161,9 @@ def test_limits_tools_failures_and_dead_letters_are_counted() -> None:
     )
     assert found["grami_limited_total", "max_inflight"] == 3
     assert found["grami_tool_calls_total", "ok", "double"] == 1
+    assert {key: count for key, count in found.items() if key[0] == "grami_jobs_total"} == {
+        ("grami_jobs_total", "LOST", "render"): 1
+    }
     assert found["grami_tool_seconds_sum", "double"] == 0.02
     assert found["grami_tool_queue_wait_seconds_sum", "double"] == 0.5
     assert found["grami_actor_failures_total", "writer"] == 2

@@ -60,10 +60,21 @@ def is_running(pid: int) -> bool:
     return state not in {"Z", "X"}
 
 
+_BEFORE: set[str] = set()
+"""Children that other tests left: shims of jobs, which outlive the server that started them."""
+
+
+@pytest.fixture(autouse=True)
+def before() -> None:
+    _BEFORE.clear()
+    _BEFORE.update(Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split())
+
+
 def workers_of(pid: int) -> list[int]:
-    """The children of this process, zombies too, but for what multiprocessing keeps for itself."""
+    """The children of this process, zombies too, but for what multiprocessing keeps for itself, and what was there."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in children if b"resource_tracker" not in Path(f"/proc/{child}/cmdline").read_bytes()]
+    own = [child for child in children if b"resource_tracker" not in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [int(child) for child in own if child not in _BEFORE]
 
 
 async def ended(pid: int) -> None:

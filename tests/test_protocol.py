@@ -115,8 +115,8 @@ BAD = {
     "unknown": "UNKNOWN_TYPE",
     "no_field": "VALIDATION_FAILED",
     "wrong_field": "VALIDATION_FAILED",
-    "background": "UNSUPPORTED_FEATURE",
-    "job": "UNSUPPORTED_FEATURE",
+    "background": "INVALID_MESSAGE",
+    "job": "VALIDATION_FAILED",
     "timeout": "INVALID_MESSAGE",
     "version": "UNSUPPORTED_VERSION",
     "cancel": "VALIDATION_FAILED",
@@ -126,7 +126,7 @@ BAD_FIELDS: dict[str, dict[str, Any]] = {
     "unknown": {"type": "wrok"},
     "no_field": {"type": "work"},
     "wrong_field": {"type": "work", "n": 1, "words": ["a", 2]},
-    "background": {"type": "work", "n": 1, "background": True},
+    "background": {"type": "describe", "background": True},
     "job": {"type": "job.get"},
     "timeout": {"type": "work", "n": 1, "timeout_ms": 0},
     "version": {"type": "hello", "protocol": 2},
@@ -895,7 +895,8 @@ def test_what_is_sent_is_handed_over_once() -> None:
 # --- what it is made of ---
 
 PURE = ("protocol", "answers", "catalog", "encoding", "frames", "conversation", "permissions", "buckets", "principals")
-NEIGHBOURS = {"errors", "messages", "topics", "policy"}
+PURE += ("control_frames", "trace_context")
+NEIGHBOURS = {"errors", "messages", "topics", "policy", "job", "job_requests", "job_views"}
 """What the pure modules may import beside one another; of ``policy`` they only ask questions."""
 HARMLESS = {
     "__future__",

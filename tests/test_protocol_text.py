@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import pytest
 
 from grami_actors import GrowthManager, Swarm, frames
 from grami_actors.catalog import Catalog
@@ -15,6 +14,8 @@ from grami_actors.credentials import Authority
 from grami_actors.encoding import ENCODINGS
 from grami_actors.errors import RETRYABLE, ErrorCode
 from grami_actors.gateway import admin
+from grami_actors.job import State
+from grami_actors.job_views import JobExit, JobView, Output
 from grami_actors.mailbox import Statistics
 from grami_actors.messages import CONTROL_TYPES, REQUEST_FIELDS
 from grami_actors.permissions import Permissions
@@ -36,6 +37,7 @@ CLIENT_FRAMES: dict[str, type[msgspec.Struct] | None] = {
     "subscribe": frames.Subscribe,
     "unsubscribe": frames.Unsubscribe,
     "publish": frames.Publish,
+    **frames.JOB_CONTROLS,
 } | {kind: fields for kind, (fields, _) in admin.Admin._KINDS.items()}
 SERVER_FRAMES = {
     "`response.started`": frames.Started,
@@ -46,6 +48,8 @@ SERVER_FRAMES = {
     "`welcome`": frames.Welcome,
     "`pong`": frames.Pong,
     "`event`": frames.Event,
+    "`job.event`": frames.JobEvent,
+    "`job.detached`": frames.JobDetached,
     "`goaway`": frames.Goaway,
 }
 TOLD = {
@@ -98,7 +102,7 @@ def test_every_request_field_stands_there_and_no_other() -> None:
 
 def test_every_control_message_stands_there_with_its_fields_and_which_of_them_it_must_have() -> None:
     told = {names(row[0])[0]: row[1] for row in rows("message")}
-    assert set(told) == CONTROL_TYPES | frames.ADMIN_TYPES == set(CLIENT_FRAMES)
+    assert set(told) == CONTROL_TYPES | frames.ADMIN_TYPES | set(frames.JOB_CONTROLS) == set(CLIENT_FRAMES)
     for kind, cell in told.items():
         assert names(cell) == fields(CLIENT_FRAMES[kind]), kind
         assert re.findall(r"`(\w+)`(?!\?)", cell) == required(CLIENT_FRAMES[kind]), kind
@@ -163,6 +167,11 @@ def test_every_subprotocol_stands_there() -> None:
     assert {name for row in rows("subprotocol") for name in names(row[0])} == set(ENCODINGS)
 
 
-@pytest.mark.parametrize("section", ["background", "job.*"])
-def test_what_is_reserved_is_said_to_be(section: str) -> None:
-    assert re.search(rf"`{re.escape(section)}`[^\n]*reserved for later", PAGE)
+def test_the_view_of_a_job_and_the_answer_to_a_read_stand_there() -> None:
+    view = [name for row in rows("in the view") for name in names(row[0])]
+    assert sorted(view) == sorted(fields(JobView))
+    (told,) = [row for row in rows("in the view") if row[0] == "`exit`"]
+    assert names(told[1]) == fields(JobExit)
+    (states,) = [row for row in rows("in the view") if row[0] == "`state`"]
+    assert names(states[1]) == list(State)
+    assert [name for row in rows("in the output") for name in names(row[0])] == fields(Output)

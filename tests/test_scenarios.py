@@ -22,11 +22,12 @@ def _scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRAMI_MODEL", "scripted")
 
 
-def test_eight_situations_are_shipped_and_each_stands_what_happens() -> None:
+def test_nine_situations_are_shipped_and_each_stands_what_happens() -> None:
     assert FILES == [
         "content_swarm",
         "contract_net",
         "debate",
+        "long_jobs",
         "market",
         "research",
         "slow_client",
@@ -34,7 +35,7 @@ def test_eight_situations_are_shipped_and_each_stands_what_happens() -> None:
         "support_desk",
     ]
     stands = {path.stem for path in FOLDER.glob("*.py") if "whatever_happens" in str(load(path).scenarios)}
-    assert stands == set(FILES) - {"market"}
+    assert stands == set(FILES) - {"market", "long_jobs"}
     market = {("market", each.__name__) for each in load(FOLDER / "market.py").scenarios}
     assert market - LONG == {("market", "a_moment")}
 
@@ -62,7 +63,7 @@ def test_every_scenario_passes_in_simulation_and_is_the_same_run_on_every_machin
 
 @pytest.mark.slow
 @pytest.mark.parametrize("faults", ["crash", "slow", "lossy"])
-@pytest.mark.parametrize("file", [file for file in FILES if file != "market"])
+@pytest.mark.parametrize("file", [file for file in FILES if file not in {"market", "long_jobs"}])
 def test_what_is_always_true_is_true_under_faults(file: str, faults: str) -> None:
     outcomes = played(file, "whatever_happens", min(10, 2 * SEEDS.get(file, 20)), faults)
     assert [(each.seed, each.failure) for each in outcomes if each.failure is not None] == []

@@ -23,7 +23,8 @@ from grami_actors.frames import Limits
 from grami_actors.messages import Message
 from grami_actors.permissions import Permissions, Rule
 from grami_actors.policy import Policy, Rate
-from grami_actors.protocol import Accepted, Authenticated, Control, ServerProtocol, Setting, Trace
+from grami_actors.protocol import Accepted, Authenticated, Control, ServerProtocol, Setting
+from grami_actors.trace_context import Trace
 
 EPOCH = 2_000_000_000.0
 ENDS = 50
@@ -446,7 +447,7 @@ def test_an_idle_connection_is_closed_only_where_there_is_a_limit(seconds: float
         ({"type": "auth"}, "VALIDATION_FAILED", "$.token"),
         ({"type": "auth", "token": "x" * 8193}, "VALIDATION_FAILED", "$.token"),
         ({"type": "hello", "protocol": 2}, "UNSUPPORTED_VERSION", "$.protocol"),
-        ({"type": "work", "background": True}, "UNSUPPORTED_FEATURE", "$.background"),
+        ({"type": "work", "background": True, "stream": True}, "INVALID_MESSAGE", "$.stream"),
         ({"type": "work", "stream": 1}, "INVALID_MESSAGE", "$.stream"),
         ({"type": "work", "idempotency_key": ""}, "INVALID_MESSAGE", "$.idempotency_key"),
         ({"type": "work", "to": "x" * 257}, "INVALID_MESSAGE", "$.to"),

@@ -10,18 +10,52 @@ from typing import NoReturn
 from rich.text import Text
 from typer.models import CommandInfo
 
-from grami_actors.cli import config, doctor, profile, replay, run, send, serve, token, top, validate
+from grami_actors.cli import (
+    config,
+    doctor,
+    job_output,
+    jobs,
+    profile,
+    replay,
+    run,
+    send,
+    serve,
+    state,
+    token,
+    top,
+    validate,
+)
 from grami_actors.cli.app import INTERRUPTED, app, err
 from grami_actors.errors import ConfigError, ErrorCode, GramiError, ServerNotFound
 from grami_actors.errors import describe as describe_error
 
-__all__ = ["config", "doctor", "main", "profile", "replay", "run", "send", "serve", "token", "top", "validate"]
+__all__ = [
+    "config",
+    "doctor",
+    "job_output",
+    "jobs",
+    "main",
+    "profile",
+    "replay",
+    "run",
+    "send",
+    "serve",
+    "state",
+    "token",
+    "top",
+    "validate",
+]
 
 
-_TO_DO: dict[str, str] = dict.fromkeys(
-    (ErrorCode.UNAUTHENTICATED, ErrorCode.INVALID_TOKEN, ErrorCode.TOKEN_EXPIRED),
-    "\nSet GRAMI_TOKEN to a token of this server: whoever runs it makes one with `grami token create NAME`.",
-)
+_TO_DO: dict[str, str] = {
+    **dict.fromkeys(
+        (ErrorCode.UNAUTHENTICATED, ErrorCode.INVALID_TOKEN, ErrorCode.TOKEN_EXPIRED),
+        "\nSet GRAMI_TOKEN to a token of this server: whoever runs it makes one with `grami token create NAME`.",
+    ),
+    ErrorCode.JOB_NOT_FOUND: "\nThe jobs that you may see: grami jobs list",
+    ErrorCode.JOB_NOT_CANCELABLE: "\nHow it ended: grami jobs show ID",
+    ErrorCode.JOB_NOT_AWAITING_INPUT: "\nWhat it does: grami jobs show ID",
+}
 """What to do about an error, where that can be told."""
 
 
@@ -38,8 +72,19 @@ _ORDER = (
     "validate",
     "config",
     "create",
+    "submit",
     "list",
+    "show",
+    "attach",
+    "logs",
+    "artifact",
+    "input",
+    "cancel",
+    "retry",
     "revoke",
+    "check",
+    "backup",
+    "gc",
 )
 """Commands as a newcomer meets them."""
 
@@ -53,7 +98,8 @@ def _arrange(commands: list[CommandInfo]) -> None:
 
 
 _arrange(app.registered_commands)
-_arrange(token.token.registered_commands)
+for group in (token.token, jobs.jobs, state.state):
+    _arrange(group.registered_commands)
 
 
 def main() -> None:

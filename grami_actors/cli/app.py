@@ -42,7 +42,12 @@ class _Safe(Console):
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for text, style, control in super().render(renderable, options):
-            yield Segment(text if control else text.translate(_HARMFUL), style, control)
+            yield Segment(text if control else harmless(text), style, control)
+
+
+def harmless(text: str) -> str:
+    """A text with signs for what would steer the terminal; for tables, which measure what they are to show."""
+    return text.translate(_HARMFUL)
 
 
 out = _Safe()
@@ -161,6 +166,6 @@ def print_table(title: str, headings: tuple[str, ...], rows: Sequence[Sequence[s
     for heading in headings:
         table.add_column(heading)
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(harmless(cell)) for cell in row))
     out.print()
     out.print(table)

@@ -42,18 +42,29 @@ def send(
     )
 
 
-def _field(text: str) -> tuple[str, Any]:
+def pair(text: str) -> tuple[str, Any]:
+    """The name and the value of ``KEY=VALUE``; the value is JSON, or text. Raises BadParameter."""
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise typer.BadParameter(f"{text!r} is not KEY=VALUE", param_hint="KEY=VALUE")
+    return name, json_or_text(value)
+
+
+def json_or_text(text: str) -> Any:
+    """What is said in a shell: JSON, if it is that, else text."""
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return text
+
+
+def _field(text: str) -> tuple[str, Any]:
+    name, value = pair(text)
     if name in {"type", "id", "to", "stream", "timeout", "timeout_ms"}:
         raise typer.BadParameter(
             f"{name!r} is not a field of a message; see --help for its option", param_hint="KEY=VALUE"
         )
-    try:
-        return name, msgspec.json.decode(value)
-    except msgspec.DecodeError:
-        return name, value
+    return name, value
 
 
 async def _send(url: str | None, request: dict[str, Any], *, stream: bool, as_json: bool) -> int:

@@ -52,6 +52,9 @@ def serve(
     reuse_port: Annotated[
         bool | None, typer.Option("--reuse-port", help="Share the port with other servers of this machine.")
     ] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(help="Where jobs, API keys and the state file are kept. (default: .grami)")
+    ] = None,
     record: Record = None,
     config: ConfigFile = None,
     log_level: LogLevel = "INFO",
@@ -77,6 +80,7 @@ def serve(
         tls_cert=tls_cert,
         tls_key=tls_key,
         reuse_port=reuse_port,
+        state_dir=state_dir,
     )
     script = scripts.load(file)
     go(_serve(script, settings, record))

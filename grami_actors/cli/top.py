@@ -306,7 +306,7 @@ def _connections(connections: Sequence[ConnectionInfo]) -> Section:
             each.peer,
             duration(each.age_ms),
             f"{each.inflight}",
-            _size(each.outbox_bytes),
+            size(each.outbox_bytes),
             f"{each.received}",
             f"{each.sent}",
         )
@@ -338,7 +338,8 @@ def _ms(milliseconds: float) -> str:
     return "0" if not milliseconds else _scaled(((1_000, "s"), (1, "ms"), (0.001, "µs")), milliseconds)
 
 
-def _size(count: int) -> str:
+def size(count: int) -> str:
+    """Bytes, in the largest unit that leaves at least 1."""
     return "0" if not count else _scaled(((1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B")), count)
 
 

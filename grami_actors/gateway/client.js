@@ -7,7 +7,7 @@
  *     const post = await grami.request("content_request", { platform: "instagram" });
  *
  * A lost connection is made anew with backoff. Requests that were in flight end with CONNECTION_LOST, because nobody
- * knows whether they were carried out; subscriptions go on where they were. All times are in milliseconds.
+ * knows whether they were carried out; subscriptions and jobs go on where they were. All times are in milliseconds.
  *
  * @typedef {string | ((state: { expired: boolean }) => string | Promise<string>)} Token
  *   A token, or what gives one: called for every connection, and with `expired` when the server wants a fresh one.
@@ -23,6 +23,8 @@
  * @typedef {{ type: string, id: string, seq?: number, data?: any, from?: string, progress?: number, message?: string,
  *   status?: string, error_code?: string, retryable?: boolean, retry_after_ms?: number, param?: string,
  *   duration_ms?: number, chunks_dropped?: number }} Frame  docs/protocol.md, section 3
+ * @typedef {{ type: "job.event", job_id: string, seq: number, at: string, attempt: number, kind: string, data: any }}
+ *   JobEvent
  * @typedef {{ retryable?: boolean, retryAfterMs?: number, param?: string, cause?: unknown }} More
  * @typedef {(answer: Frame, link: Link) => void} OnAnswer  called in the very turn in which the answer came
  *
@@ -50,6 +52,8 @@ const LONGEST_TIMER = 2 ** 31 - 1; // a longer one would end at once
 const OVERHEAD = 100; // what a buffered frame counts beside its characters
 /** What a close code says about those who come again. @type {Record<number, string>} */
 const REFUSALS = { 4401: "UNAUTHENTICATED", 4403: "PERMISSION_DENIED", 4408: "UNAUTHENTICATED", 4419: "TOKEN_EXPIRED" };
+
+const ENDS = new Set(["SUCCEEDED", "FAILED", "CANCELLED", "TIMED_OUT", "LOST", "REJECTED"]); // states of a job
 
 /** @param {() => void} ring @param {number} ms */
 const alarm = (ring, ms) => setTimeout(ring, Math.min(ms, LONGEST_TIMER));
@@ -202,7 +206,7 @@ class Link {
         return; // a frame that cannot be read must not end the reader
       }
       const size = text.length + OVERHEAD;
-      if (frame?.type === "event" || frame?.type === "goaway") onFrame(this, frame, size);
+      if (/^(event|goaway|job\..*)$/.test(frame?.type)) onFrame(this, frame, size);
       else this.waiting.get(String(frame?.id))?.hear(frame, size);
     };
   }
@@ -338,6 +342,7 @@ export class Client {
   /** @type {Set<Link>} */ #links = new Set();
   /** Calls that wait for a connection. @type {Map<string, Call>} */ #unsent = new Map();
   /** @type {Set<Subscription>} */ #subscriptions = new Set();
+  /** @type {Set<{ job_id: string, inbox: Inbox<JobEvent> }>} */ #followers = new Set();
   /** @type {Set<() => void>} */ #pauses = new Set();
   /** @type {State} */ #state = "connecting";
   /** @type {GramiError | null} */ #failure = null;
@@ -364,9 +369,13 @@ export class Client {
     /** Work that outlives the connection: job.submit, and so on (docs/protocol.md, section 4). */
     this.jobs = {
       ...{ submit: ask("job.submit"), get: ask("job.get"), list: ask("job.list") },
-      ...{ input: ask("job.input"), cancel: ask("job.cancel") },
-      /** The events of a job, those that were missed first. @param {Fields} fields @param {RequestOptions} [options] */
-      attach: (fields, options) => this.stream("job.attach", fields, options),
+      ...{ input: ask("job.input"), cancel: ask("job.cancel"), retry: ask("job.retry"), read: ask("job.read") },
+      /**
+       * What happens to a job until its end, and what did after the event `after_seq`: each event once, in order, over
+       * all connections. Leaving the loop ends it.
+       * @param {{ job_id: string, after_seq?: number }} fields @param {RequestOptions} [options]
+       */
+      attach: (fields, options) => this.#follow(fields, options),
     };
   }
 
@@ -565,6 +574,59 @@ export class Client {
     if (this.#link === link) for (const old of this.#links) if (old.leaving) old.retire();
   }
 
+  // --- jobs ---
+
+  /**
+   * @param {{ job_id: string, after_seq?: number }} fields @param {RequestOptions} [options]
+   * @returns {AsyncGenerator<JobEvent, void, undefined>}
+   */
+  async *#follow({ job_id, after_seq: seq = 0 }, options) {
+    const reader = { job_id, inbox: this.#jobInbox() };
+    this.#followers.add(reader);
+    try {
+      while (!this.#closed) {
+        reader.inbox = this.#jobInbox();
+        const view = await this.#attachJob({ job_id, after_seq: seq }, options);
+        if (!view) continue;
+        if (ENDS.has(view.state) && (view.seq <= seq || view.expired)) return;
+        for (let event; (event = await reader.inbox.take()) && event.seq <= seq + 1; ) {
+          if (event.seq <= seq) continue;
+          seq = event.seq;
+          yield event;
+          if (event.kind === "state" && ENDS.has(event.data.state)) return;
+        }
+      }
+    } finally {
+      this.#followers.delete(reader);
+      const shared = [...this.#followers].some((each) => each.job_id === job_id);
+      if (!shared && this.#link) this.request("job.detach", { job_id }).catch(() => {});
+    }
+  }
+
+  /** @returns {Inbox<JobEvent>} */
+  #jobInbox() {
+    return new Inbox(this.#options.maxBuffer);
+  }
+
+  /** The view of the job; nothing if the connection was lost. @param {Fields} fields @param {RequestOptions} [options] */
+  async #attachJob(fields, options) {
+    try {
+      return await this.request("job.attach", fields, options);
+    } catch (caught) {
+      if (this.#failure || !(caught instanceof GramiError) || caught.code !== "CONNECTION_LOST") throw caught;
+      await this.#pause(FIRST_DELAY);
+    }
+  }
+
+  /** @param {any} frame @param {number} size */
+  #hearJob(frame, size) {
+    for (const { job_id, inbox } of this.#followers) {
+      if (job_id !== frame.job_id) continue;
+      if (frame.type === "job.detached") inbox.finish({ error: new GramiError(frame.error_code, frame.message) });
+      else if (!inbox.put(frame, size)) inbox.finish(); // what was left out is asked for when the rest is read
+    }
+  }
+
   // --- the connection ---
 
   /** Connect for the first time: without trying again. @param {AbortSignal} [signal] */
@@ -670,13 +732,16 @@ export class Client {
       link.send(call.text);
     }
     this.#unsent.clear();
+    for (const { inbox } of this.#followers) inbox.finish(); // they attach anew
     this.#tell("open");
     void this.#resubscribe(link);
   }
 
   /** @param {Link} link @param {any} frame @param {number} size */
   #hear = (link, frame, size) => {
-    if (frame.type === "event") {
+    if (frame.type.startsWith("job.")) {
+      if (link === this.#link) this.#hearJob(frame, size);
+    } else if (frame.type === "event") {
       for (const each of this.#subscriptions) if (each.link === link) each.offer(frame, size);
     } else if (link === this.#link && this.#options.retryFor) {
       const { min = 0, max = min } = frame.reconnect_after_ms ?? {};
@@ -746,6 +811,7 @@ export class Client {
     this.#unsent.clear();
     for (const each of this.#subscriptions) each.inbox.finish(this.#closed ? {} : { error });
     this.#subscriptions.clear();
+    for (const { inbox } of this.#followers) inbox.finish(this.#closed ? {} : { error });
     for (const link of this.#links) this.#closed ? link.end(1000, "the client was closed") : link.retire();
     for (const wake of this.#pauses) wake();
     this.#tell("closed", error);

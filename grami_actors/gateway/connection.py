@@ -13,10 +13,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-from grami_actors.actor import Actor
 from grami_actors.answers import Slot
 from grami_actors.errors import (
     AgentExecutionFailed,
@@ -28,10 +27,10 @@ from grami_actors.errors import (
     ShuttingDown,
     describe,
 )
-from grami_actors.frames import CLOSE_CONNECTION_LIMIT, CLOSE_RESTART, CLOSE_SLOW_CONSUMER, LONGEST_REASON
+from grami_actors.frames import CLOSE_CONNECTION_LIMIT, CLOSE_RESTART, CLOSE_SLOW_CONSUMER
+from grami_actors.gateway.attachments import Attachments, Moved, Page
 from grami_actors.gateway.feed import HISTORY_BYTES, Entry, Missed
 from grami_actors.gateway.house import Guest, House, Socket
-from grami_actors.gateway.outbox import Outbox
 from grami_actors.gateway.replays import Work, fingerprint
 from grami_actors.gateway.request import (
     Advance,
@@ -48,15 +47,14 @@ from grami_actors.gateway.request import (
     answered,
     spent,
 )
+from grami_actors.gateway.writing import FLUSH, Writing
 from grami_actors.messages import Envelope
 from grami_actors.principals import ANONYMOUS, Principal
-from grami_actors.protocol import Accepted, Authenticated, CancelRequest, Control, ServerProtocol, Trace
+from grami_actors.protocol import Accepted, Authenticated, CancelRequest, Control, ServerProtocol
 from grami_actors.restarts import RestartPolicy
 from grami_actors.router import Forward
 from grami_actors.telemetry import ConnectionAuthenticated, FramePassed, LimitHit, RequestFinished
-
-FLUSH = 1.0
-"""Seconds that the last answers get before a connection is closed for misuse."""
+from grami_actors.trace_context import Trace
 
 STALL = 2.0
 """Seconds without a frame taken after which a reader with too much to read is slow: a burst alone proves nothing."""
@@ -65,7 +63,7 @@ MOST_HELD = 2 * HISTORY_BYTES
 """Bytes of events that may be held back for a slow reader; all that wait for an event share it."""
 
 
-class Connection(Actor):
+class Connection(Writing):
     """The actor of one client.
 
     Args:
@@ -80,26 +78,17 @@ class Connection(Actor):
     restart = RestartPolicy(intensity=0)  # its state is the socket's: a fault ends the connection
 
     def __init__(self, socket: Socket, house: House, guest: Guest) -> None:
-        super().__init__()
-        self._now = self._cell.runtime.now
+        super().__init__(socket, guest, house.setting.limits.outbox_bytes)
         self.opened_at = now = self._now()
-        self.guest = guest
         self.protocol = ServerProtocol(self.name, house.setting, now, guest.encoding, guest.principal)
-        self.outbox = Outbox(house.setting.limits.outbox_bytes)
+        self.attachments = Attachments(self._cell, self, house.watch, guest.encoding)
         self.received = 0
-        self.sent = 0
-        self.closed_with = 0
         self.counted_for = ""
-        self._socket = socket
         self._house = house
         self._requests: dict[int, Request] = {}
         self._held: deque[Answer | Entry] = deque()
         self._held_bytes = 0
-        self._closing = False
-        self._writing = False
-        self._crowded = False
         self._leaving: Leave | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
 
     def on_start(self) -> None:
         """Say who it is, or send it away."""
@@ -126,7 +115,7 @@ class Connection(Actor):
         self._flush()
 
     def _flush(self) -> None:
-        self._send()
+        self.hand_over()
         if self._closing:
             return
         if (self.outbox.size or self.protocol.held_bytes) and self._too_slow(self._now()):
@@ -134,7 +123,7 @@ class Connection(Actor):
         elif self.protocol.close_code is not None:
             self.close(self.protocol.close_code, self.protocol.close_reason)
 
-    def _send(self) -> None:
+    def hand_over(self) -> None:
         """Hand to the writer what the protocol has to send."""
         frames = self.protocol.data_to_send()
         if frames and not self._closing:
@@ -269,7 +258,7 @@ class Connection(Actor):
             work.fail(refused)
             return
         if doing is not None:
-            self._start(answered(doing, request))
+            self.start_task(answered(doing, request))
 
     def _on_began(self, began: Began) -> None:
         self.protocol.started(began.key, began.source)
@@ -280,6 +269,10 @@ class Connection(Actor):
             self._crowded = True
             return False
         return True
+
+    def ready(self) -> bool:
+        """Whether it goes on, and there is room."""
+        return not self._closing and self._has_room()
 
     def _on_piece(self, piece: Piece) -> None:
         self.protocol.chunk(piece.key, piece.data, room=self._has_room())
@@ -313,7 +306,7 @@ class Connection(Actor):
 
     def _on_room(self, _: Room) -> None:
         self.protocol.relieve()
-        self._send()
+        self.hand_over()
         while self._held and not self.outbox.congested:
             held = self._held.popleft()
             if isinstance(held, Entry):
@@ -321,8 +314,10 @@ class Connection(Actor):
                 self._push(held)
             else:
                 self._tell_answer(held)
-            self._send()
+            self.hand_over()
         self._crowded = bool(self._held)
+        if not self._held:
+            self.attachments.on_room()
 
     def _tell_answer(self, answer: Answer) -> None:
         self.protocol.drop(answer.key, answer.dropped)
@@ -353,6 +348,12 @@ class Connection(Actor):
             return GramiError(self._house.fault(error))
         return AgentExecutionFailed(f"the agent failed: {describe(error)}")
 
+    def _on_moved(self, moved: Moved) -> None:
+        self.attachments.on_moved(moved)
+
+    def _on_page(self, page: Page) -> None:
+        self.attachments.on_page(page)
+
     # --- its end ---
 
     def _on_tick(self, _: Tick) -> None:
@@ -365,7 +366,7 @@ class Connection(Actor):
         for each in held:
             if isinstance(each, Answer):
                 self._finish(each.key, None, slow)
-        self._send()
+        self.hand_over()
         self.close(CLOSE_SLOW_CONSUMER, "SLOW_CONSUMER: the answers were not read")
 
     def _on_drain(self, drain: Drain) -> None:
@@ -391,65 +392,6 @@ class Connection(Actor):
         self._cell.post_always(Envelope(Leave(shut.code, shut.reason)))
         self._cell.runtime.after(FLUSH, lambda: self._leave_when_idle(last=True))
 
-    # --- the socket ---
-
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._cell.runtime.begin(work)
-        if not task.done():
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    def _write(self) -> None:
-        """Write until the client must read first; only that needs a task."""
-        text, outbox = self.guest.encoding.text, self.outbox
-        try:
-            while (frame := outbox.next()) is not None:
-                if self._socket.write(frame, text=text):
-                    self._writing = True
-                    self._start(self._write_on(frame))
-                    return
-                self._written(frame)
-        except Exception:  # noqa: BLE001 - the connection is closed: the reader sees the same and ends us
-            outbox.give_up()
-
-    async def _write_on(self, frame: bytes) -> None:
-        with contextlib.suppress(Exception):  # as above; the next frame will find the same
-            await self._socket.drain()
-        self._writing = False
-        self._written(frame)
-        self._write()
-
-    def _written(self, frame: bytes) -> None:
-        self.outbox.written(frame, self._now())
-        self.sent += 1
-        if FramePassed in (bus := self._cell.runtime.bus):
-            bus.publish(FramePassed(self.name, "out", frame, self.guest.encoding))
-        if self._crowded and not self.outbox.congested:
-            self._crowded = False
-            self._cell.post_always(Envelope(Room()))
-
-    def close(self, code: int, reason: str) -> None:
-        """Close it, when what was said before is sent."""
-        if not self._closing:
-            self._closing = True
-            self.closed_with = code
-            self._start(self._flush_and_close(code, reason))
-
-    async def _flush_and_close(self, code: int, reason: str) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FLUSH):
-                await self.outbox.drained()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FLUSH):
-                await self._socket.close(code, reason.encode()[:LONGEST_REASON].decode("utf-8", "ignore"))
-                return
-        # The close frame waits behind what is not read: a reader that never reads is cut off.
-        self._socket.transport.abort()
-
-    def allow(self, size: int) -> None:
-        """Let its messages have so many bytes from now on."""
-        self._socket.allow(size)
-
     async def on_failure(self, *_: Any) -> None:
         """A fault of ours: the client is told with 1011, RFC 6455 section 7.4.1."""
         await self._socket.close(1011, "internal error")
@@ -459,6 +401,7 @@ class Connection(Actor):
         """The client is gone: cancel what it asked for, soon or after a while."""
         self._closing = True
         self._house.feed.forget(self._cell)
+        self.attachments.close()
         self._abandon()
         self.outbox.give_up()
         for task in tuple(self._tasks):
@@ -489,6 +432,8 @@ class Connection(Actor):
         Entry: _on_event,
         Missed: _on_missed,
         Room: _on_room,
+        Moved: _on_moved,
+        Page: _on_page,
         Tick: _on_tick,
         Drain: _on_drain,
         Leave: _on_leave,

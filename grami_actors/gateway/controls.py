@@ -11,8 +11,10 @@ from grami_actors.encoding import JSON
 from grami_actors.errors import AgentUnavailable, ErrorCode, LimitReached, MailboxFull, ProtocolError
 from grami_actors.frames import Publish, Subscribe, Unsubscribe
 from grami_actors.gateway.admin import Admin
+from grami_actors.gateway.attachments import Watch
 from grami_actors.gateway.connection import Connection
 from grami_actors.gateway.feed import Feed
+from grami_actors.gateway.jobs import Jobs
 from grami_actors.gateway.replays import Work
 from grami_actors.gateway.request import Request
 from grami_actors.guard import identify
@@ -32,6 +34,7 @@ class Owner(Protocol):
     system: ActorSystem
     setting: Setting
     feed: Feed
+    watch: Watch
     admin: Admin
 
 
@@ -40,6 +43,7 @@ class Controls:
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
+        self._jobs = Jobs(owner)
         self._describing = 0
 
     def answer(
@@ -52,6 +56,9 @@ class Controls:
         """
         if control.kind.startswith("admin."):
             return self._owner.admin.answer(control.kind, control.fields)
+        if control.kind.startswith("job."):
+            assert isinstance(request, Request)  # their keys are not the connection's
+            return self._jobs.answer(connection, control, request)
         try:
             self._ANSWERS[control.kind](self, connection, control, request)
         except LimitReached as full:

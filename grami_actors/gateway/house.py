@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Coroutine
 from typing import Any, Protocol
 
 from grami_actors.encoding import JSON, Encoding
+from grami_actors.gateway.attachments import Watch
 from grami_actors.gateway.feed import Feed
 from grami_actors.gateway.replays import Replays, Work
 from grami_actors.gateway.request import Request
@@ -75,6 +76,7 @@ class House(Protocol):
     router: Ref[Any]
     feed: Feed
     replays: Replays
+    watch: Watch
     stream_grace: float
 
     def admit(self) -> None:

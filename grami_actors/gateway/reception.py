@@ -38,6 +38,7 @@ from grami_actors.frames import (
 )
 from grami_actors.future import details
 from grami_actors.gateway.admin import Admin, ConnectionInfo
+from grami_actors.gateway.attachments import Watch
 from grami_actors.gateway.connection import Connection
 from grami_actors.gateway.controls import Controls
 from grami_actors.gateway.feed import Feed
@@ -80,6 +81,7 @@ class Reception:
         self.stream_grace = config.stream_grace
         self.replays = Replays(system.now, config.stream_grace)
         self.feed = Feed(system.bus, system.new_trace_id()[:8], config.event_history)
+        self.watch = Watch(system, policy.permissions)
         self.admin = Admin(self)
         self.closing = False
         self._controls = Controls(self)

@@ -13,7 +13,7 @@ from grami_actors.errors import AgentUnavailable, GramiError
 from grami_actors.future import Interrupt
 from grami_actors.messages import Envelope, Scope
 from grami_actors.principals import Principal
-from grami_actors.protocol import Trace
+from grami_actors.trace_context import Trace
 
 BACKLOG = 1_000
 """Events that may wait for a connection's actor before chunks and progress are dropped."""

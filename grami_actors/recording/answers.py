@@ -159,7 +159,7 @@ class PlayedTool(Tool[..., Any]):
         super().__init__(
             self._answer,
             name=original.name,
-            lane="loop" if answers.live else original.lane,
+            lane="loop" if answers.live else original.calls_on,
             concurrency=original.concurrency,
             mailbox=original.mailbox,
         )

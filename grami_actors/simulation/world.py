@@ -15,6 +15,8 @@ from grami_actors.credentials import Authority
 from grami_actors.gateway.memory import MemoryGateway
 from grami_actors.handshake import Settings
 from grami_actors.history import AnyEntry, History
+from grami_actors.job_requests import JOBS
+from grami_actors.jobs.opening import Jobs, plan_of
 from grami_actors.manager import package_version
 from grami_actors.permissions import Permissions
 from grami_actors.policy import Policy
@@ -105,6 +107,7 @@ class World(Scene):
         self._schedule = schedule
         self._setup = setup
         self._gateway: MemoryGateway | None = None
+        self._jobs: Jobs | None = None
 
     def _watch(self, entry: AnyEntry) -> None:
         if self.on_entry is not None:
@@ -112,7 +115,11 @@ class World(Scene):
 
     async def __aenter__(self) -> Self:
         await self.system.__aenter__()
-        await self._setup.swarm.start(self.system)
+        swarm, config = self._setup.swarm, self._setup.config
+        await swarm.start(self.system)
+        self._jobs = Jobs(self.system, plan_of(swarm, config), None)
+        if self._jobs.needed:  # else nothing of it is to be seen in the history
+            await self._jobs.open(JOBS)
         if self._setup.profile.chances:
             self.faults.draw(self._setup.profile, self._schedule)
         return self
@@ -124,6 +131,8 @@ class World(Scene):
         try:
             if self._gateway is not None:
                 await self._gateway.close()
+            if self._jobs is not None:
+                await self._jobs.close(self._setup.config.drain_timeout)
         finally:
             await self.system.close()
 

@@ -25,6 +25,22 @@ async function take(subscription, count) {
 
 // --- with a real server ---
 
+export async function jobs({ connect }) {
+  const grami = await connect();
+  const { job_id } = await grami.jobs.submit({ tool: "ask", arguments: { n: 3_000 } });
+  const seqs = [];
+  for await (const { seq, data } of grami.jobs.attach({ job_id })) {
+    seqs.push(seq);
+    if (data.state === "INPUT_REQUIRED") await grami.jobs.input({ job_id, answer: "this" });
+  }
+  const late = [];
+  for await (const { seq } of grami.jobs.attach({ job_id, after_seq: seqs.length })) late.push(seq);
+  const view = await grami.jobs.get({ job_id });
+  const unknown = await grami.jobs.attach({ job_id: "none" }).next().catch(({ code }) => code);
+  grami.close();
+  return { seqs, late, state: view.state, result: view.result, unknown };
+}
+
 export async function conversation({ connect, GramiError }) {
   const states = [];
   const grami = await connect({ onState: (state) => states.push(state) });

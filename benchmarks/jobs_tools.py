@@ -1,0 +1,41 @@
+"""The tools that the benchmark of jobs runs: each as small as a tool can be."""
+
+from __future__ import annotations
+
+import time
+
+from grami_actors import Swarm, tool
+from grami_actors.jobs import JobContext, command
+
+
+@tool(job=True, lane="process")
+def stamp() -> float:
+    """Seconds since the epoch."""
+    return time.time()
+
+
+@tool(job=True, lane="loop")
+async def inside() -> float:
+    """Seconds since the epoch."""
+    return time.time()
+
+
+@tool(job=True, lane="process")
+def talk(times: int, at: float, ctx: JobContext) -> None:
+    """From then on."""
+    time.sleep(max(0.0, at - time.time()))
+    for each in range(times):
+        ctx.progress(each / times, "on")
+
+
+SWARM = Swarm(
+    [],
+    [
+        stamp,
+        inside,
+        talk,
+        command("date", ["date", "+%s.%N"]),
+        command("true", ["true"]),
+        command("sleep", ["sleep", "{seconds}"], parameters={"seconds": int}),
+    ],
+)

@@ -1,0 +1,211 @@
+"""The jobs of a running program: opened with their state directory, and closed so that what can goes on. Floor 12."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from grami_actors.actor import Actor
+from grami_actors.config import Config
+from grami_actors.errors import AgentUnavailable, ConfigError, DeadlineExceeded, ErrorCode, ProtocolError, Reject
+from grami_actors.job_requests import JOBS
+from grami_actors.jobs.admission import Bounds
+from grami_actors.jobs.commands import Command
+from grami_actors.jobs.inside import InsideRunner
+from grami_actors.jobs.memory import MemoryStore
+from grami_actors.jobs.office import Halt, JobOffice
+from grami_actors.jobs.outside import OutsideRunner
+from grami_actors.jobs.retention import Keep
+from grami_actors.jobs.runner import Runner
+from grami_actors.jobs.service import Plan, Service
+from grami_actors.jobs.sqlite import SqliteStore
+from grami_actors.jobs.state_dir import StateDirectory
+from grami_actors.jobs.wakes import Wakes
+from grami_actors.messages import Message
+from grami_actors.ref import Ref
+from grami_actors.schedules import Schedule
+from grami_actors.system import ActorSystem
+from grami_actors.tools import Tool
+
+DAY = 86_400.0
+
+
+class Declared(Protocol):
+    """What a swarm declares."""
+
+    tools: tuple[Tool[..., Any], ...]
+    schedules: tuple[Schedule, ...]
+
+    def types(self) -> dict[str, type[Message]]:
+        """The message types that clients may send."""
+
+
+def plan_of(swarm: Declared, config: Config) -> Plan:
+    """What there is to run as jobs."""
+    return Plan(
+        tools={each.name: each for each in swarm.tools},
+        types=swarm.types(),
+        schedules=swarm.schedules,
+        bounds=Bounds(
+            running=config.jobs_running,
+            queued=config.jobs_queued,
+            running_per_owner=config.jobs_running_per_owner or None,
+            queued_per_owner=config.jobs_queued_per_owner or None,
+        ),
+        keep=Keep(results=config.jobs_keep_days * DAY, keys=config.jobs_keys_days * DAY),
+    )
+
+
+class Jobs:
+    """The jobs of one system.
+
+    Args:
+        system: entered.
+        plan: what there is to run.
+        state_dir: where they are kept; ``None`` for a directory that is gone afterwards, with all that still runs.
+            In a simulation nothing is written.
+
+    Raises (on :meth:`open`):
+        ConfigError: the directory cannot be used, or another server has it.
+    """
+
+    def __init__(self, system: ActorSystem, plan: Plan, state_dir: Path | None) -> None:
+        self._system = system
+        self._plan = plan
+        self._path = state_dir
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._directory: StateDirectory | None = None
+        self._service: Service | None = None
+        self._inside: InsideRunner | None = None
+        self._wakes: Wakes | None = None
+        self._office: Ref[Any] | None = None
+        self._door: Ref[Any] | None = None
+
+    @property
+    def needed(self) -> bool:
+        """Whether there is anything to run from the first moment on: else they are opened when somebody wants one."""
+        declared = any(each.job for each in self._plan.tools.values()) or bool(self._plan.schedules)
+        return declared or (self._path is not None and StateDirectory(self._path).database.exists())
+
+    async def offer(self) -> None:
+        """Open them now if they are needed, else when somebody asks for them first."""
+        if self.needed:
+            await self.open(JOBS)
+        else:
+            self._door = await self._system.spawn(JobDoor, self, name=JOBS)
+
+    async def open(self, name: str) -> Ref[Any]:
+        """Read what there is, go on with what was under way, and take jobs; returns the actor, which gets the name."""
+        try:
+            self._office = await self._opened(name)
+        except BaseException:
+            await self._let_go(0.0)
+            raise
+        return self._office
+
+    async def _opened(self, name: str) -> Ref[Any]:
+        outside: Runner
+        if self._system.simulated:
+            self._service = service = Service(self._system, self._plan, MemoryStore(), Path())
+            # It has no other processes: what would run in one is a step of it.
+            tools = {
+                name: _stand_in(each) if isinstance(each, Command) else each for name, each in service.tools.items()
+            }
+            self._inside = outside = InsideRunner(self._system, tools)
+            service.ledger.open()
+        else:
+            directory = self._made()
+            service = Service(self._system, self._plan, SqliteStore(directory.database), directory.jobs)
+            self._service = service
+            service.ledger.open()
+            self._inside = InsideRunner(self._system, service.tools)
+            self._wakes = Wakes(directory.wake)
+            self._wakes.open()
+            mortal = self._temporary is not None
+            outside = OutsideRunner(self._wakes, service.tools, service.time, mortal=mortal)
+        service.runners = {"inside": self._inside, "outside": outside}
+        return await self._system.spawn(JobOffice, service, name=name)
+
+    def _made(self) -> StateDirectory:
+        path = self._path
+        if path is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="grami-jobs-")
+            path = Path(self._temporary.name)
+        self._directory = directory = StateDirectory(path)
+        directory.make()
+        directory.lock()
+        return directory
+
+    async def close(self, grace: float) -> None:
+        """Start nothing more; have those end that cannot outlive this process, for ``grace`` seconds; let go."""
+        if self._door is not None:
+            door, self._door = self._door, None
+            await self._system.stop(door)
+        await self._let_go(grace)
+
+    async def _let_go(self, grace: float) -> None:
+        if self._office is not None:
+            with contextlib.suppress(AgentUnavailable, DeadlineExceeded):
+                await self._system.ask(self._office, Halt(everything=self._temporary is not None), timeout=grace)
+            await self._system.stop(self._office)
+            self._office = None
+        if self._inside is not None:
+            self._inside.close()
+        if self._wakes is not None:
+            self._wakes.close()
+        if self._service is not None:
+            await self._service.ledger.close()
+        if self._directory is not None:
+            self._directory.release()
+            self._directory = None
+        if self._temporary is not None:
+            self._temporary.cleanup()
+            self._temporary = None
+
+
+class _StandIn(Tool[..., Any]):
+    """What a command is in a simulation, where no processes are."""
+
+    def convert(self, _arguments: dict[str, Any]) -> dict[str, Any]:
+        """None: they were checked when the job was accepted."""
+        return {}
+
+
+def _stand_in(served: Command) -> Tool[..., Any]:
+    async def run() -> None:
+        text = f"commands are not run in a simulation: give the swarm a stand-in, a tool named {served.name!r}"
+        raise Reject(ErrorCode.TOOL_EXECUTION_FAILED, text)
+
+    return _StandIn(run, name=served.name, lane="loop")
+
+
+class JobDoor(Actor):
+    """Stands in for the office until somebody wants something of it: most programs never do.
+
+    Args:
+        jobs: not open yet.
+    """
+
+    listed = False
+    mailbox: ClassVar[int] = 20_000
+    concurrency: ClassVar[int] = 20_000
+
+    def __init__(self, jobs: Jobs) -> None:
+        super().__init__()
+        self._jobs = jobs
+        self._office: Ref[Any] | None = None
+        self._opening = asyncio.Lock()
+
+    async def on_receive(self, request: Any) -> Any:
+        """Open what is behind it, and hand the request on."""
+        async with self._opening:
+            if self._office is None:
+                try:
+                    self._office = await self._jobs.open(f"{JOBS}-office")
+                except ConfigError as error:
+                    text = f"this server keeps no jobs: {error.message}"
+                    raise ProtocolError(text, code=ErrorCode.UNSUPPORTED_FEATURE) from error
+        return await self.ask(self._office, request)

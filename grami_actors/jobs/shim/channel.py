@@ -1,0 +1,182 @@
+"""The job's channel: JSON lines both ways over one descriptor. Floor 12.
+
+Whatever the job sends or does not read, neither it nor the shim waits for the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+from collections.abc import Iterator
+
+from grami_actors.jobs.shim.files import encoded
+
+TYPE_CHECKING = False  # importing typing takes a tenth of the shim's start
+if TYPE_CHECKING:
+    from typing import Any
+
+LONGEST_LINE = 256 * 1024
+"""Bytes of a line; the line of a result may be as long as the result may be."""
+
+MOST_UNREAD = 4 * 1024 * 1024
+"""Bytes that wait for a job that does not read them; more are dropped."""
+
+_WRAPPING = b'{"type":"result","data":}'
+"""A result's line without the result; others may have spaces in it."""
+
+
+class Nonsense(ValueError):
+    """A line that says nothing; the text says why."""
+
+
+class TooLong(Nonsense):
+    """A line that is too long. ``size`` is its length, ``result`` whether it is that of a result."""
+
+    def __init__(self, size: int, *, result: bool) -> None:
+        super().__init__(f"it has {size} bytes, at most {LONGEST_LINE}")
+        self.size = size
+        self.result = result
+
+
+class Channel:
+    """The shim's end.
+
+    Args:
+        fd: of the socket; does not block.
+        result: bytes that a result may have.
+    """
+
+    def __init__(self, fd: int, result: int) -> None:
+        self.fd = fd
+        self._longest = max(LONGEST_LINE, result + 2 * len(_WRAPPING))
+        self._begun = bytearray()
+        self._skipped = 0
+        self._unsent = bytearray()
+
+    def lines(self) -> Iterator[dict[str, Any] | Nonsense]:
+        """What can be read now. Raises BlockingIOError: nothing is there; EOFError, OSError: it is closed."""
+        data = os.read(self.fd, 65536)
+        if not data:
+            raise EOFError
+        *whole, rest = data.split(b"\n")
+        for piece in whole:
+            self._take(piece)
+            yield self._line()
+        self._take(rest)
+
+    def _take(self, piece: bytes) -> None:
+        if self._skipped or len(self._begun) + len(piece) > self._longest:
+            # Its beginning is enough to say what it was.
+            self._skipped += len(self._begun) * (not self._skipped) + len(piece)
+            self._begun += piece[: max(0, 64 - len(self._begun))]
+            del self._begun[64:]
+        else:
+            self._begun += piece
+
+    def _line(self) -> dict[str, Any] | Nonsense:
+        line, skipped = bytes(self._begun), self._skipped
+        self._begun.clear()
+        self._skipped = 0
+        if skipped:
+            result = line.replace(b" ", b"").startswith(b'{"type":"result"')
+            return TooLong(skipped - len(_WRAPPING) if result else skipped, result=result)
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
+            return Nonsense("it is not JSON")
+        if not isinstance(found, dict) or not isinstance(found.get("type"), str):
+            return Nonsense("it is no object with a type")
+        if len(line) > LONGEST_LINE and found["type"] != "result":
+            return TooLong(len(line), result=False)
+        return found
+
+    def send(self, line: dict[str, Any]) -> None:
+        """Say something to the job. Raises nothing."""
+        data = encoded(line) + b"\n"
+        if len(self._unsent) + len(data) <= MOST_UNREAD:
+            self._unsent += data
+            self.push()
+
+    def push(self) -> None:
+        """Send what still waits."""
+        try:
+            while self._unsent:
+                del self._unsent[: os.write(self.fd, self._unsent)]
+        except BlockingIOError:
+            pass
+        except OSError:  # nobody has the other end any more
+            self._unsent.clear()
+
+    @property
+    def unsent(self) -> bool:
+        """Whether something waits for the job to read."""
+        return bool(self._unsent)
+
+
+class Copy:
+    """One file that the job wants to be kept, on its way.
+
+    Args:
+        source: its path.
+        folder: where it is kept; made if it is not there.
+        name: under which.
+
+    Raises:
+        OSError: it cannot be read, or the copy not be written.
+        ValueError: the name is no plain file name, or the source no file.
+    """
+
+    def __init__(self, source: str, folder: str, name: str) -> None:
+        if not is_plain(name):
+            raise ValueError(f"{name[:100]!r} is no plain file name")
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        self.name = name
+        self.size = 0
+        self._path = f"{folder}/{name}"
+        self._fresh = f"{folder}/.{name}.tmp"
+        self._here = os.path.realpath(source) == os.path.realpath(self._path)
+        # A FIFO without a writer would have the shim wait.
+        self._from = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        status = os.fstat(self._from)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(self._from)
+            raise ValueError(f"{source[:200]} is no file")
+        if self._here:
+            self.size = status.st_size
+            self._to = -1
+        else:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+            self._to = os.open(self._fresh, flags, 0o600)
+
+    def go_on(self) -> bool:
+        """Copy some more of it; says whether it is all there. Raises OSError; then nothing is left of it."""
+        if self._here:
+            os.close(self._from)
+            return True
+        try:
+            count = os.sendfile(self._to, self._from, None, 4 * 1024 * 1024)
+            self.size += count
+            if count:
+                return False
+            os.fsync(self._to)
+            os.rename(self._fresh, self._path)
+        except OSError:
+            self.drop()
+            raise
+        os.close(self._from)
+        os.close(self._to)
+        return True
+
+    def drop(self) -> None:
+        """Give it up."""
+        os.close(self._from)
+        os.close(self._to)
+        with contextlib.suppress(OSError):
+            os.unlink(self._fresh)
+
+
+def is_plain(name: str) -> bool:
+    """Whether an artifact may have this name."""
+    return 0 < len(name.encode(errors="replace")) <= 200 and not name.startswith(".") and not set(name) & {"/", "\0"}  # noqa: PLR2004

@@ -1,0 +1,87 @@
+"""What the shim writes: whole, or not at all; and its fail points. Floor 12."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import time
+
+TYPE_CHECKING = False  # importing typing takes a tenth of the shim's start
+if TYPE_CHECKING:
+    from typing import Any
+
+_NAME, _NTH, _ACTION = ([*os.environ.get("GRAMI_FAILPOINT", "").split(":"), "", ""])[:3]
+_passed: list[str] = []
+
+
+def reached(name: str) -> None:
+    """A place where a test may have the process die is passed; as :mod:`grami_actors.jobs.failpoints`."""
+    if name != _NAME:
+        return
+    _passed.append(name)
+    if len(_passed) != int(_NTH or 1):
+        return
+    if _ACTION == "kill9":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif _ACTION == "stall":
+        time.sleep(1.0)
+    elif _ACTION == "enospc":
+        raise OSError(errno.ENOSPC, f"no space left, at {name}")
+    else:
+        raise RuntimeError(f"failed at {name}")
+
+
+def encoded(value: Any) -> bytes:
+    """A value as JSON. Raises ValueError for what is none: NaN, halves of characters, nesting without end."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except (TypeError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+
+
+def sync_folder(path: str) -> None:
+    """Have the names in a folder on the disk. Raises OSError."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write everything. Raises OSError."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+def write(path: str, data: bytes) -> None:
+    """Put a file in its place, durably. Raises OSError; then what was there before is there still."""
+    fresh = f"{path}.tmp"
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        write_all(fd, data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.rename(fresh, path)
+    sync_folder(os.path.dirname(path))
+
+
+def create(path: str, data: bytes) -> bool:
+    """Make a durable file that is not there yet; says whether it was not. Raises OSError; then it is not there."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        return False
+    try:
+        write_all(fd, data)
+        sync_folder(os.path.dirname(path))
+    except OSError:
+        os.unlink(path)
+        raise
+    finally:
+        os.close(fd)
+    return True
