@@ -161,7 +161,7 @@ async def test_a_command_is_started_once_and_its_end_is_told_with_its_output(tmp
         assert nothing_lives(server, told.job)
         assert not server.wakes._descriptors, "the shim was reaped"
         with pytest.raises(ChildProcessError):
-            os.waitpid(-1, os.WNOHANG)
+            os.waitpid(AttemptFolder(server.path(told.job)).read("run.json")["pid"], os.WNOHANG)
 
 
 async def test_an_exit_code_and_a_signal_are_told_as_they_were(tmp_path: Path) -> None:

@@ -105,7 +105,9 @@ def test_signals_that_the_server_ignored_or_blocked_are_not_those_of_the_job(tmp
     with Attempt(tmp_path, shell("grep -E 'Sig(Blk|Ign)' /proc/self/status; exit 7")) as attempt:
         end = attempt.run(preexec_fn=spoil)
         assert end["code"] == 7
-        assert [line.split()[1] for line in attempt.log.decode().splitlines()] == ["0" * 16] * 2
+        # Not of those that the C library keeps for itself: no program can set them, and some starters ignore one.
+        ours = sum(1 << (number - 1) for number in signal.valid_signals())
+        assert [int(line.split()[1], 16) & ours for line in attempt.log.decode().splitlines()] == [0, 0]
 
 
 @pytest.mark.parametrize(
