@@ -18,6 +18,10 @@ JOBS = "jobs"
 """The name of the actor."""
 
 
+REQUEST = "request:"
+"""How the tool of a job begins that is a client's request in the background; the message type follows."""
+
+
 class JobEnded(Message, tag="job_ended"):
     """Told to the agent that ``Order.wake`` names, when a job is at its end; at least once, also after a restart.
 

@@ -18,6 +18,7 @@ from grami_actors.guard import Guard
 from grami_actors.job import Job
 from grami_actors.job_requests import (
     JOBS,
+    REQUEST,
     AnswerJob,
     CancelJob,
     GetJob,
@@ -31,9 +32,6 @@ from grami_actors.job_views import JobView, Output, output, reading, view
 from grami_actors.principals import ANONYMOUS, Principal
 from grami_actors.protocol import BACKGROUND, Control, Setting
 from grami_actors.system import ActorSystem
-
-REQUEST = "request:"
-"""How the tool of a job begins that is a request in the background."""
 
 
 class Owner(Protocol):

@@ -11,7 +11,7 @@ from grami_actors.actor import Actor
 from grami_actors.errors import GramiError
 from grami_actors.job_requests import SubmitJob
 from grami_actors.jobs.service import Service
-from grami_actors.jobs.state_dir import retire
+from grami_actors.jobs.state_dir import discard, retire
 from grami_actors.jobs.store import Firing, StoreError
 from grami_actors.ref import Ref
 from grami_actors.schedules import Schedule
@@ -108,4 +108,4 @@ class JobClerk(Actor):
             service.doubt(f"jobs that are over cannot be cleared away now: {error.message}")
             return
         if not service.system.simulated:
-            await asyncio.to_thread(service.clear, retired)
+            await asyncio.to_thread(discard, service.folder, retired)

@@ -2,7 +2,7 @@
 
 ``GRAMI_FAILPOINT=NAME:NTH:ACTION`` has the N-th passage of the place NAME, from 1, ``kill9`` the process, ``raise``,
 fail as a full disk does (``enospc``), or ``stall`` for a second. Without the variable a place costs one look at a
-constant. The shim has its own, as it imports nothing.
+constant. The shim has these, too: nothing is imported here that takes time.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from grami_actors.errors import (
 from grami_actors.future import current_scope
 from grami_actors.job import Job, JobEvent, Reason, State, digest_of, new_id
 from grami_actors.job_requests import (
+    REQUEST,
     AnswerJob,
     CancelJob,
     GetJob,
@@ -48,7 +49,6 @@ from grami_actors.jobs.admission import Queue
 from grami_actors.jobs.clerk import JobClerk
 from grami_actors.jobs.failpoints import reached
 from grami_actors.jobs.logs import read_artifact, read_log
-from grami_actors.jobs.requests import REQUEST
 from grami_actors.jobs.service import Service
 from grami_actors.jobs.store import Change, Search, Stale, StoreError
 from grami_actors.jobs.verdicts import cancelled, overdue
@@ -291,10 +291,7 @@ class JobOffice(Actor):
     # --- what is asked about a job ---
 
     async def _known(self, job: str, owner: str | None) -> Job:
-        found = await self._service.ledger.read(lambda store: store.get(job))
-        if found is None or owner not in {None, found.owner}:
-            raise JobError(f"there is no job {job}", code=ErrorCode.JOB_NOT_FOUND, param="$.job_id")
-        return found
+        return _seen(await self._service.ledger.read(lambda store: store.get(job)), job, owner)
 
     async def _get(self, wanted: GetJob) -> Job:
         return await self._known(wanted.job, wanted.owner)
@@ -357,12 +354,12 @@ class JobOffice(Actor):
         service, until = self._service, self.now() + wanted.wait
         while True:
             with service.listening(wanted.job) as news:
-                job = await self._known(wanted.job, wanted.owner)
-                left = until - self.now()
-                if job.seq > wanted.after:
-                    return await service.ledger.read(lambda store: store.events(wanted.job, wanted.after, wanted.limit))
-                if job.state.terminal or left <= 0:
-                    return []
+                found, events = await service.ledger.read(
+                    lambda store: (store.get(wanted.job), store.events(wanted.job, wanted.after, wanted.limit))
+                )
+                job, left = _seen(found, wanted.job, wanted.owner), until - self.now()
+                if events or job.seq > wanted.after or job.state.terminal or left <= 0:
+                    return events
                 await news(left)
 
     async def _read(self, wanted: ReadOutput) -> Piece:
@@ -421,6 +418,13 @@ class JobOffice(Actor):
         Launch: _launch_again,
         Halt: _halt,
     }
+
+
+def _seen(found: Job | None, job: str, owner: str | None) -> Job:
+    """A job, for this owner. Raises JobError: for them there is none."""
+    if found is None or owner not in {None, found.owner}:
+        raise JobError(f"there is no job {job}", code=ErrorCode.JOB_NOT_FOUND, param="$.job_id")
+    return found
 
 
 def _new(source: Any, **fields: Any) -> Job:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -18,8 +19,7 @@ from grami_actors.jobs.inside import InsideRunner
 from grami_actors.jobs.memory import MemoryStore
 from grami_actors.jobs.office import Halt, JobOffice
 from grami_actors.jobs.outside import OutsideRunner
-from grami_actors.jobs.retention import Keep
-from grami_actors.jobs.runner import Runner
+from grami_actors.jobs.retention import DAY, Keep
 from grami_actors.jobs.service import Plan, Service
 from grami_actors.jobs.sqlite import SqliteStore
 from grami_actors.jobs.state_dir import StateDirectory
@@ -29,8 +29,6 @@ from grami_actors.ref import Ref
 from grami_actors.schedules import Schedule
 from grami_actors.system import ActorSystem
 from grami_actors.tools import Tool
-
-DAY = 86_400.0
 
 
 class Declared(Protocol):
@@ -76,11 +74,8 @@ class Jobs:
         self._system = system
         self._plan = plan
         self._path = state_dir
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
-        self._directory: StateDirectory | None = None
-        self._service: Service | None = None
-        self._inside: InsideRunner | None = None
-        self._wakes: Wakes | None = None
+        self._mortal = state_dir is None and not system.simulated
+        self._opened = AsyncExitStack()
         self._office: Ref[Any] | None = None
         self._door: Ref[Any] | None = None
 
@@ -99,71 +94,53 @@ class Jobs:
 
     async def open(self, name: str) -> Ref[Any]:
         """Read what there is, go on with what was under way, and take jobs; returns the actor, which gets the name."""
-        try:
-            self._office = await self._opened(name)
-        except BaseException:
-            await self._let_go(0.0)
-            raise
-        return self._office
+        async with AsyncExitStack() as opened:
+            service = (self._simulated if self._system.simulated else self._real)(opened)
+            office = await self._system.spawn(JobOffice, service, name=name)
+            self._opened = opened.pop_all()
+        self._office = office
+        return office
 
-    async def _opened(self, name: str) -> Ref[Any]:
-        outside: Runner
-        if self._system.simulated:
-            self._service = service = Service(self._system, self._plan, MemoryStore(), Path())
-            # It has no other processes: what would run in one is a step of it.
-            tools = {
-                name: _stand_in(each) if isinstance(each, Command) else each for name, each in service.tools.items()
-            }
-            self._inside = outside = InsideRunner(self._system, tools)
-            service.ledger.open()
-        else:
-            directory = self._made()
-            service = Service(self._system, self._plan, SqliteStore(directory.database), directory.jobs)
-            self._service = service
-            service.ledger.open()
-            self._inside = InsideRunner(self._system, service.tools)
-            self._wakes = Wakes(directory.wake)
-            self._wakes.open()
-            mortal = self._temporary is not None
-            outside = OutsideRunner(self._wakes, service.tools, service.time, mortal=mortal)
-        service.runners = {"inside": self._inside, "outside": outside}
-        return await self._system.spawn(JobOffice, service, name=name)
+    def _simulated(self, opened: AsyncExitStack) -> Service:
+        service = Service(self._system, self._plan, MemoryStore(), Path())
+        opened.push_async_callback(service.ledger.close)
+        # It has no other processes: what would run in one is a step of it.
+        tools = {name: _stand_in(each) if isinstance(each, Command) else each for name, each in service.tools.items()}
+        inside = InsideRunner(self._system, tools)
+        opened.callback(inside.close)
+        service.ledger.open()
+        service.runners = {"inside": inside, "outside": inside}
+        return service
 
-    def _made(self) -> StateDirectory:
-        path = self._path
-        if path is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="grami-jobs-")
-            path = Path(self._temporary.name)
-        self._directory = directory = StateDirectory(path)
+    def _real(self, opened: AsyncExitStack) -> Service:
+        path = self._path or Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="grami-jobs-")))
+        directory = StateDirectory(path)
         directory.make()
         directory.lock()
-        return directory
+        opened.callback(directory.release)
+        service = Service(self._system, self._plan, SqliteStore(directory.database), directory.jobs)
+        opened.push_async_callback(service.ledger.close)
+        service.ledger.open()
+        wakes = Wakes(directory.wake)
+        opened.callback(wakes.close)
+        wakes.open()
+        inside = InsideRunner(self._system, service.tools)
+        opened.callback(inside.close)
+        outside = OutsideRunner(wakes, service.tools, service.time, mortal=self._mortal)
+        service.runners = {"inside": inside, "outside": outside}
+        return service
 
     async def close(self, grace: float) -> None:
         """Start nothing more; have those end that cannot outlive this process, for ``grace`` seconds; let go."""
         if self._door is not None:
             door, self._door = self._door, None
             await self._system.stop(door)
-        await self._let_go(grace)
-
-    async def _let_go(self, grace: float) -> None:
         if self._office is not None:
+            office, self._office = self._office, None
             with contextlib.suppress(AgentUnavailable, DeadlineExceeded):
-                await self._system.ask(self._office, Halt(everything=self._temporary is not None), timeout=grace)
-            await self._system.stop(self._office)
-            self._office = None
-        if self._inside is not None:
-            self._inside.close()
-        if self._wakes is not None:
-            self._wakes.close()
-        if self._service is not None:
-            await self._service.ledger.close()
-        if self._directory is not None:
-            self._directory.release()
-            self._directory = None
-        if self._temporary is not None:
-            self._temporary.cleanup()
-            self._temporary = None
+                await self._system.ask(office, Halt(everything=self._mortal), timeout=grace)
+            await self._system.stop(office)
+        await self._opened.aclose()
 
 
 class _StandIn(Tool[..., Any]):

@@ -11,15 +11,13 @@ from grami_actors.future import Future, current
 from grami_actors.guard import ROUTER
 from grami_actors.job import Job
 from grami_actors.job_context import JobContext
+from grami_actors.job_requests import REQUEST
 from grami_actors.jobs.ledger import Ledger
 from grami_actors.messages import Envelope, Message, Scope
 from grami_actors.principals import Principal
 from grami_actors.router import Forward
 from grami_actors.system import ActorSystem
 from grami_actors.tools import Tool
-
-REQUEST = "request:"
-"""How the name of such a tool begins; the message type follows."""
 
 
 class _Steps:

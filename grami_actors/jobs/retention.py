@@ -9,7 +9,7 @@ import msgspec
 
 from grami_actors.errors import ConfigError
 
-_DAY = 86_400.0
+DAY = 86_400.0
 
 
 class Keep(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,8 +24,8 @@ class Keep(msgspec.Struct, frozen=True, kw_only=True):
         ConfigError: keys would be forgotten before results are.
     """
 
-    results: float = 7 * _DAY
-    keys: float = 30 * _DAY
+    results: float = 7 * DAY
+    keys: float = 30 * DAY
 
     def __post_init__(self) -> None:
         if not 0 <= self.results <= self.keys:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -93,11 +92,6 @@ class Service:
     def folder_of(self, job: str, attempt: int) -> Path:
         """Where an attempt has its files."""
         return self.folder / job / str(attempt)
-
-    def clear(self, jobs: Iterable[str]) -> None:
-        """Remove the files of jobs that are over. Blocks."""
-        for each in jobs:
-            shutil.rmtree(self.folder / each, ignore_errors=True)
 
     def doubt(self, text: str) -> None:
         """Tell the operator."""

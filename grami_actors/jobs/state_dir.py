@@ -184,10 +184,7 @@ class StateDirectory:
 
     def remove(self, jobs: Iterable[str]) -> list[str]:
         """Remove the folders of jobs; returns whose there were."""
-        found = [each for each in dict.fromkeys(jobs) if (self.jobs / each).is_dir()]
-        for each in found:
-            shutil.rmtree(self.jobs / each, ignore_errors=True)
-        return found
+        return discard(self.jobs, jobs)
 
     def _folders(self) -> list[str]:
         try:
@@ -200,6 +197,14 @@ class StateDirectory:
         if not self.database.is_file():
             raise ConfigError(f"{self.path} is no state directory: it has no jobs.db")
         return sqlite_schema.connect(self.database, writes=False)
+
+
+def discard(folder: Path, jobs: Iterable[str]) -> list[str]:
+    """Remove the folders of jobs, which are in this one; returns whose there were. Blocks."""
+    found = [each for each in dict.fromkeys(jobs) if (folder / each).is_dir()]
+    for each in found:
+        shutil.rmtree(folder / each, ignore_errors=True)
+    return found
 
 
 def retire(store: JobStore, now: float, keep: Keep) -> list[str]:

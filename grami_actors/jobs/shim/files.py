@@ -1,36 +1,13 @@
-"""What the shim writes: whole, or not at all; and its fail points. Floor 12."""
+"""What the shim writes: whole, or not at all. Floor 12."""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import signal
-import time
 
 TYPE_CHECKING = False  # importing typing takes a tenth of the shim's start
 if TYPE_CHECKING:
     from typing import Any
-
-_NAME, _NTH, _ACTION = ([*os.environ.get("GRAMI_FAILPOINT", "").split(":"), "", ""])[:3]
-_passed: list[str] = []
-
-
-def reached(name: str) -> None:
-    """A place where a test may have the process die is passed; as :mod:`grami_actors.jobs.failpoints`."""
-    if name != _NAME:
-        return
-    _passed.append(name)
-    if len(_passed) != int(_NTH or 1):
-        return
-    if _ACTION == "kill9":
-        os.kill(os.getpid(), signal.SIGKILL)
-    elif _ACTION == "stall":
-        time.sleep(1.0)
-    elif _ACTION == "enospc":
-        raise OSError(errno.ENOSPC, f"no space left, at {name}")
-    else:
-        raise RuntimeError(f"failed at {name}")
 
 
 def encoded(value: Any) -> bytes:

@@ -17,8 +17,9 @@ import sys
 import time
 from collections.abc import Callable
 
+from grami_actors.jobs.failpoints import reached
 from grami_actors.jobs.shim.child import CHANNEL, become, call, keep_only, reset
-from grami_actors.jobs.shim.files import create, encoded, reached, write
+from grami_actors.jobs.shim.files import create, encoded, write
 from grami_actors.jobs.shim.limits import POLL, exceeded, means
 from grami_actors.jobs.shim.loop import Loop
 from grami_actors.jobs.shim.server import Server
