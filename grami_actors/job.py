@@ -292,6 +292,20 @@ class Exit(msgspec.Struct, frozen=True, omit_defaults=True):
     log: int = 0
 
 
+class Cancellation(msgspec.Struct, frozen=True):
+    """Somebody wants a job to end.
+
+    Attributes:
+        at: since when, in seconds since the epoch.
+        reason: whether it was wanted itself, or is a child of a job that was.
+        force: whether with SIGKILL, now.
+    """
+
+    at: float
+    reason: Literal["user", "parent"]
+    force: bool = False
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """All that is known of a job at one moment. Times are seconds since the epoch.
 
@@ -316,7 +330,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         queue_expires_at: when its first attempt must have begun.
         started_at: when its current or last attempt began.
         finished_at: when it ended.
-        cancel_requested_at: when somebody wanted it to end.
+        cancellation: that somebody wants it to end, if they do.
         progress: the last that it reported, from 0 to 1.
         message: the last that it said with it.
         checkpoint: the last that it saved.
@@ -353,7 +367,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     queue_expires_at: float | None = None
     started_at: float | None = None
     finished_at: float | None = None
-    cancel_requested_at: float | None = None
+    cancellation: Cancellation | None = None
     progress: float | None = None
     message: str = ""
     checkpoint: Any = None

@@ -109,7 +109,7 @@ async def test_a_cancel_that_was_written_down_is_done_wherever_the_server_is_kil
             with suppress(GramiError):  # the server may die before it answers
                 await job.cancel(force=True)
             assert await test.gone() == -signal.SIGKILL
-            wanted = test.job(job.id).cancel_requested_at is not None
+            wanted = test.job(job.id).cancellation is not None
             assert await test.start()
             if not wanted:
                 assert test.client is not None
@@ -120,6 +120,21 @@ async def test_a_cancel_that_was_written_down_is_done_wherever_the_server_is_kil
             assert test.faults() == []
 
     await each_of(CANCELLED, killed_at)
+
+
+async def test_a_cancel_by_force_is_still_one_by_force_when_the_server_was_killed_meanwhile(tmp_path: Path) -> None:
+    async with served(tmp_path, "actor.after_stop:1") as test:
+        job = await test.submit("stubborn", "the-key")
+        await test.until(lambda: test.job(job.id).state is State.RUNNING and test.lines("start"))
+        with suppress(GramiError):
+            await job.cancel(force=True)
+        await dies(test)
+        over = await test.over(job.id)
+        assert over.state is State.CANCELLED
+        assert over.exit is not None
+        assert over.exit.forced
+        assert not test.lines("term"), "it was not asked before"
+        assert test.faults() == []
 
 
 async def test_a_server_that_dies_while_it_takes_jobs_up_again_loses_none(tmp_path: Path) -> None:

@@ -38,7 +38,12 @@ from grami_actors.job_requests import (
     SubmitJob,
     SubmitRequest,
 )
+from grami_actors.jobs.inside import InsideRunner
+from grami_actors.jobs.memory import MemoryStore
+from grami_actors.jobs.office import JobOffice
 from grami_actors.jobs.opening import Jobs, plan_of
+from grami_actors.jobs.runner import Attempt, Reports, Run
+from grami_actors.jobs.service import Service
 from grami_actors.messages import Message
 from grami_actors.schedules import Schedule
 from grami_actors.swarm import Swarm
@@ -377,6 +382,44 @@ async def test_a_job_is_cancelled_wherever_it_is() -> None:
             await running.cancel()
         assert over.value.error_code == ErrorCode.JOB_NOT_CANCELABLE
         assert BEGUN == ["r"]
+
+
+class SlowRunner(InsideRunner):
+    """As the real one, but that nothing begins before it may."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.may = asyncio.Event()
+
+    def run(self, attempt: Attempt, reports: Reports) -> Run:
+        run = super().run(attempt, reports)
+        begin = run.begin
+
+        async def later() -> None:
+            await self.may.wait()
+            await begin()
+
+        run.begin = later  # type: ignore[method-assign]
+        return run
+
+
+async def test_a_cancel_is_answered_though_an_attempt_takes_its_time_to_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("grami_actors.jobs.office.TOLD_WITHIN", 0.05)
+    async with ActorSystem() as system:
+        service = Service(system, plan_of(SWARM, Config()), MemoryStore(), Path())
+        service.ledger.open()
+        runner = SlowRunner(system, service.tools)
+        service.runners = {"inside": runner}
+        office = await system.spawn(JobOffice, service, name=JOBS)
+        desk = Desk(system)
+        job = await desk.submit("held", name="late")
+        await desk.until(job.id, State.STARTING)
+        answered = await job.cancel()
+        assert (answered.state, answered.cancellation and answered.cancellation.reason) == (State.STARTING, "user")
+        runner.may.set()
+        assert (await desk.until(job.id, State.CANCELLED)).reason == "user"
+        await system.stop(office)
+        await service.ledger.close()
 
 
 async def test_a_cancel_reaches_the_jobs_that_a_request_caused_but_for_the_detached() -> None:

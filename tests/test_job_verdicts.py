@@ -15,6 +15,7 @@ from grami_actors.errors import ErrorCode
 from grami_actors.job import (
     ALIVE,
     TERMINAL,
+    Cancellation,
     Effect,
     Exit,
     Fault,
@@ -60,7 +61,7 @@ JOBS = st.builds(
     state=st.sampled_from(sorted(ALIVE)),
     reason=st.sampled_from(get_args(Reason)),
     attempt=st.integers(1, 8),
-    cancel_requested_at=st.sampled_from([None, None, 995.0]),
+    cancellation=st.sampled_from([None, None, Cancellation(995.0, "user"), Cancellation(995.0, "parent", force=True)]),
     fault=st.sampled_from([None, Fault("TOOL_TIMEOUT", "of the attempt before")]),
     expires_at=st.sampled_from([None, 999.0, 1_001.0, 1_015.0, 5_000.0]),
     terms=st.builds(
@@ -111,7 +112,7 @@ def test_an_attempt_is_only_repeated_if_that_does_no_harm_and_is_of_use_and_in_t
     assert outcome.kind == "unstarted" or job.terms.effect != "unsafe"
     assert not outcome.permanent
     assert outcome.reason not in {"deadline", "user", "parent"}
-    assert job.cancel_requested_at is None
+    assert job.cancellation is None
     assert NOW <= change.fields["due_at"] == change.told["due_at"]
     assert job.expires_at is None or change.fields["due_at"] < job.expires_at
     assert change.fields["reason"] == ""
@@ -125,7 +126,7 @@ def test_a_job_that_finished_is_always_succeeded_and_an_unwanted_one_otherwise_a
 ) -> None:
     step = verdicts.after(job, outcome, NOW, dice).step
     assert (step is Step.SUCCEED) is (outcome.kind == "succeeded")
-    unwanted = job.cancel_requested_at is not None or {"user", "parent"} & {job.reason, outcome.reason}
+    unwanted = job.cancellation is not None or {"user", "parent"} & {job.reason, outcome.reason}
     assert (step is Step.CANCEL) is (bool(unwanted) and outcome.kind != "succeeded")
 
 
@@ -222,8 +223,9 @@ def test_an_attempt_that_never_started_is_repeated_whatever_the_tool_but_not_for
 @pytest.mark.parametrize("attempt", [0, 1])
 def test_a_job_that_waits_is_cancelled_or_timed_out_by_a_step_that_exists(state, attempt) -> None:
     fault = None if attempt == 0 else Fault("TOOL_EXECUTION_FAILED", "exit code 1")
-    waits = job(state=state, attempt=attempt, expires_at=NOW, queue_expires_at=NOW, fault=fault)
-    change = verdicts.cancelled(waits, NOW, "parent")
+    unwanted = Cancellation(NOW, "parent")
+    waits = job(state=state, attempt=attempt, expires_at=NOW, queue_expires_at=NOW, fault=fault, cancellation=unwanted)
+    change = verdicts.cancelled(waits, NOW)
     assert next_state(state, change.step) is State.CANCELLED
     assert (change.fields["reason"], change.fields["finished_at"]) == ("parent", NOW)
     change = verdicts.overdue(waits, NOW)

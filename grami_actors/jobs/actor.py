@@ -23,7 +23,7 @@ from grami_actors.jobs.failpoints import reached
 from grami_actors.jobs.runner import Attempt, Outcome, Run
 from grami_actors.jobs.service import Service
 from grami_actors.jobs.store import Change, JobStore, Note, Stale, StoreError
-from grami_actors.jobs.verdicts import after
+from grami_actors.jobs.verdicts import after, cancelled
 from grami_actors.messages import Envelope
 from grami_actors.restarts import RestartPolicy
 
@@ -35,7 +35,7 @@ class Begin(msgspec.Struct, frozen=True):
 
 
 class StopJob(msgspec.Struct, frozen=True):
-    """Have the attempt end. Answered with the job, when that is written down."""
+    """Have the attempt end."""
 
     reason: Reason
     force: bool = False
@@ -166,7 +166,7 @@ class JobActor(Actor):
         self._job, claimed = found
         job = self._job
         if job.state in _WAITING:
-            await self._end(self._change(Step.CANCEL))
+            await self._end(cancelled(job, self._service.time()))
             return
         if job.state.terminal:
             self._leave()
@@ -178,17 +178,17 @@ class JobActor(Actor):
         await (run.begin() if claimed else run.adopt())
         if job.state is State.RUNNING and job.questions:
             run.answer(job.answer, job.questions)  # it is written down, and may not have been given
-        if job.state is State.STOPPING:
+        if job.cancellation is not None:
+            await self._stop(StopJob(job.cancellation.reason, job.cancellation.force))
+        elif job.state is State.STOPPING:
             run.stop(job.reason)
-        elif job.cancel_requested_at is not None:
-            await self._stop(StopJob("user"))
 
     def _claimed(self, store: JobStore) -> tuple[Job, bool] | None:
         """The job, and whether it was written down just now that its next attempt is about to be started."""
         job = store.get(self._id)
         if job is None:
             return None
-        if job.state not in _WAITING or job.cancel_requested_at is not None:
+        if job.state not in _WAITING or job.cancellation is not None:
             return job, False
         at = self._service.time()
         if job.state is State.BACKOFF:
@@ -257,7 +257,7 @@ class JobActor(Actor):
         after = store.change(change)
         return store.note(after.id, after.attempt, (note,), {})
 
-    async def _stop(self, wanted: StopJob) -> Job:
+    async def _stop(self, wanted: StopJob) -> None:
         await self._settle()
         if self._job.state.alive and self._job.state is not State.STOPPING:
             change = self._change(Step.STOP, told={"reason": wanted.reason}, reason=wanted.reason)
@@ -266,7 +266,6 @@ class JobActor(Actor):
             reached("actor.after_stop")
         if self._run is not None and not self._over:
             self._run.stop(wanted.reason, force=wanted.force)
-        return self._job
 
     async def _ended(self, ended: Ended) -> None:
         self._over = True

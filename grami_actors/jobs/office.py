@@ -18,8 +18,6 @@ from msgspec.structs import replace as replaced
 
 from grami_actors.actor import Actor
 from grami_actors.errors import (
-    AgentCrashed,
-    AgentUnavailable,
     DestinationNotFound,
     ErrorCode,
     GramiError,
@@ -27,8 +25,8 @@ from grami_actors.errors import (
     LimitReached,
     ProtocolError,
 )
-from grami_actors.future import current_scope
-from grami_actors.job import Job, JobEvent, Reason, State, digest_of, new_id
+from grami_actors.future import Future, current_scope
+from grami_actors.job import Cancellation, Job, JobEvent, State, digest_of, new_id
 from grami_actors.job_requests import (
     REQUEST,
     AnswerJob,
@@ -52,7 +50,7 @@ from grami_actors.jobs.logs import read_artifact, read_log
 from grami_actors.jobs.service import Service
 from grami_actors.jobs.store import Change, Search, Stale, StoreError
 from grami_actors.jobs.verdicts import cancelled, overdue
-from grami_actors.messages import Terminated, type_name
+from grami_actors.messages import Envelope, Terminated, type_name
 from grami_actors.ref import Ref
 from grami_actors.restarts import RestartPolicy
 
@@ -64,6 +62,9 @@ WAKES = (0.0, 1.0, 10.0, 60.0)
 
 LOOK_EVERY = 0.2
 """Seconds between two looks at an output that somebody waits for."""
+
+TOLD_WITHIN = 1.0
+"""Seconds that an answer to a cancel waits for the job to be stopping; that it is to end is written down before."""
 
 OUTPUT_PIECE = 262_144
 
@@ -260,7 +261,7 @@ class JobOffice(Actor):
             return
         self._queue.release(name)
         if job is not None and not job.state.terminal:
-            if job.cancel_requested_at is not None:
+            if job.cancellation is not None:
                 await self._finish(cancelled(job, self._service.time()))
             else:
                 self._queue.enqueue(job)
@@ -310,25 +311,32 @@ class JobOffice(Actor):
 
     async def _cancel_tree(self, job: Job, reason: Literal["user", "parent"], *, force: bool) -> Job:
         """A job, and what it caused."""
-        service = self._service
-        if job.cancel_requested_at is None:
-            job = await service.surely(lambda store: store.amend(job.id, {"cancel_requested_at": service.time()}))
+        service, known = self._service, job.cancellation
+        wish = Cancellation(service.time(), reason, force) if known is None else replaced(known, force=force)
+        if known is None or force:
+            job = await service.surely(lambda store: store.amend(job.id, {"cancellation": wish}))
         if self._queue.remove(job.id):
-            done = await self._finish(cancelled(job, service.time(), reason))
+            done = await self._finish(cancelled(job, service.time()))
         else:
-            done = await self._tell_to_stop(job, reason, force=force)
+            done = await self._stopping(job.id, StopJob(reason, force))
         for child in await service.ledger.read(lambda store: store.children(job.id)):
             with contextlib.suppress(Stale):
                 await self._cancel_tree(child, "parent", force=force)
         return done
 
-    async def _tell_to_stop(self, job: Job, reason: Reason, *, force: bool) -> Job:
-        actor = self._actors.get(job.id)
+    async def _stopping(self, job: str, wanted: StopJob) -> Job:
+        """Have an attempt end; the job as it is when that is written down, or a moment later."""
+        actor, until = self._actors.get(job), self.now() + TOLD_WITHIN
         if actor is not None:  # else it is being started, and will read that it is to end
-            with contextlib.suppress(AgentUnavailable, AgentCrashed):  # its next instance will read it, or it is over
-                stopping: Job = await self.ask(actor, StopJob(reason, force))
-                return stopping
-        return await self._known(job.id, None)
+            # Without a deadline: the wish is written down. And who comes too late with it is no dead letter.
+            with contextlib.suppress(GramiError):
+                actor._cell.post_always(Envelope(wanted, Future()))
+        while True:
+            with self._service.listening(job) as news:
+                found, left = await self._known(job, None), until - self.now()
+                if found.state is State.STOPPING or found.state.terminal or left <= 0:
+                    return found
+                await news(left)
 
     async def _answer(self, wanted: AnswerJob) -> Job:
         job = await self._known(wanted.job, wanted.owner)

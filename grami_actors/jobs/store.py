@@ -144,7 +144,7 @@ class JobStore(Protocol):
         """Add events of the attempt under way, and set attributes of the job with them. Raises Stale, JobError."""
 
     def amend(self, job: str, fields: dict[str, Any]) -> Job:
-        """Set attributes that no event tells (``woken``, ``cancel_requested_at``). Raises JobError."""
+        """Set attributes that no event tells (``woken``, ``cancellation``). Raises JobError."""
 
     def expire(self, jobs: Collection[str]) -> None:
         """Forget results, arguments and events of jobs at their end; id, owner, key and outcome stay. No others."""

@@ -72,8 +72,9 @@ def after(job: Job, outcome: Outcome, at: float, dice: random.Random) -> Change:
     return _end(job, outcome, ending, at)
 
 
-def cancelled(job: Job, at: float, reason: Literal["user", "parent"] = "user") -> Change:
+def cancelled(job: Job, at: float) -> Change:
     """The end of a job that waits, in QUEUED or BACKOFF, and is not wanted any more."""
+    reason = "user" if job.cancellation is None else job.cancellation.reason
     fault = Fault(ErrorCode.CANCELLED, "cancelled before it was started" if job.attempt == 0 else "cancelled")
     return _end_of_wait(job, Step.CANCEL, reason, fault, at)
 
@@ -98,7 +99,7 @@ def recover(job: Job) -> Literal["wait", "adopt"]:
 
 
 def _is_unwanted(job: Job, outcome: Outcome) -> bool:
-    return job.cancel_requested_at is not None or not {job.reason, outcome.reason}.isdisjoint({"user", "parent"})
+    return job.cancellation is not None or not {job.reason, outcome.reason}.isdisjoint({"user", "parent"})
 
 
 def _may_be_repeated(job: Job, outcome: Outcome) -> bool:
