@@ -10,10 +10,10 @@ from floors below its own::
     14  simulation/                             the same program in virtual time, on a schedule from a seed
     13  manager                                 a swarm behind a gateway, published
     12  gateway/  swarm  coordination/  jobs/   the door to the outside; what is run; how agents work together
-    11  supervisor  agent  tools                who lives in the house
+    11  supervisor  agent  tool_actors          who lives in the house
     10  system                                  the house
      9  lanes/  lifecycle  router               how actors run, live and find each other
-     8  actor  history                         what a user subclasses; what happened, as plain data
+     8  actor  history  tools                  what a user subclasses and declares; what happened, as plain data
      7  timers  registry  pools  watchdog       what is around an actor
      7  profiling  recovery  context  guard  census  null_context
      6  cell  client                            what stays of an actor when it is restarted; who asks a server
@@ -27,7 +27,7 @@ from floors below its own::
      2  catalog  answers  conversation  asyncapi  discovery  permissions  api_keys  jwt_tokens
      2  signatures  control_frames  trace_context  asking
      1  messages  frames  encoding  principals  buckets  topics  watched_file  job_context
-     0  errors
+     0  errors  explain
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,14 +10,12 @@ import msgspec
 
 from grami_actors.encoding import ENCODINGS, Encoding, Frame
 from grami_actors.errors import ErrorCode, ProtocolError, describe
+from grami_actors.explain import explain
 from grami_actors.frames import Header
 from grami_actors.messages import CONTROL_TYPES, RESERVED_PREFIXES
 
 Allowed = Callable[[str, str], bool]
 """Whether somebody may send messages of a type to a destination."""
-
-_PATH = re.compile(r" - at `(\$.*)`$")
-_MISSING = re.compile(r"missing required field `(\w+)`")
 
 
 class Catalog:
@@ -111,18 +108,6 @@ def faulty(
     if isinstance(error, msgspec.DecodeError | UnicodeError):
         return ProtocolError(f"the message is not valid {encoding.name}: {error}", code=ErrorCode.INVALID_JSON)
     return _refused_by_itself(name, error)
-
-
-def explain(error: msgspec.ValidationError) -> tuple[str, str]:
-    """A validation error in words, and the path of the faulty field (``$.platform``)."""
-    text = str(error)
-    path = _PATH.search(text)
-    param = path.group(1) if path else "$"
-    text = _PATH.sub("", text)
-    if missing := _MISSING.search(text):
-        param = f"{param}.{missing.group(1)}"
-        text = f"The field `{missing.group(1)}` is required"
-    return f"{text} (at {param})", param
 
 
 def _refused_by_itself(name: str, error: Exception) -> ProtocolError:

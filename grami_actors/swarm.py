@@ -21,7 +21,8 @@ from grami_actors.restarts import RestartPolicy
 from grami_actors.schedules import Schedule
 from grami_actors.spec import Spec
 from grami_actors.system import ActorSystem
-from grami_actors.tools import ModelActor, Tool, ToolActor
+from grami_actors.tool_actors import ModelActor, ToolActor
+from grami_actors.tools import Tool
 
 AgentSource = type[Agent] | partial[Agent]
 

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grami_actors.catalog import Catalog, decoded, explain, faulty
+from grami_actors.catalog import Catalog, decoded, faulty
 from grami_actors.encoding import ENCODINGS, JSON, MSGPACK, Encoding
 from grami_actors.errors import ProtocolError
+from grami_actors.explain import explain
 from grami_actors.frames import Header
 from grami_actors.messages import CONTROL_TYPES, RESERVED_PREFIXES, Message
 

@@ -27,7 +27,7 @@ from grami_actors.simulation.schedule import Decided, Decisions, Schedule
 from grami_actors.simulation.system import SimulatedSystem
 from grami_actors.system import ActorSystem
 from grami_actors.telemetry import MessageSent
-from grami_actors.tools import ModelActor
+from grami_actors.tool_actors import ModelActor
 from tests.conftest import on, running, serving, turns_until
 from tests.process_actors import Small
 

@@ -19,9 +19,9 @@ import msgspec
 import typer
 
 from grami_actors.asyncapi import CONTROLS, Request
-from grami_actors.catalog import explain
 from grami_actors.cli.app import AsJson, app, out
 from grami_actors.errors import ConfigError, ErrorCode, GramiError
+from grami_actors.explain import explain
 from grami_actors.logs import printable
 from grami_actors.messages import CONTROL_TYPES, REQUEST_FIELDS, ToolCall
 from grami_actors.scenario import script as scripts

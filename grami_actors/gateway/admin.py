@@ -17,10 +17,10 @@ from typing import Annotated, Any, ClassVar, Protocol, TypeVar
 
 import msgspec
 
-from grami_actors.catalog import explain
 from grami_actors.cell import CONNECTION
 from grami_actors.census import ActorInfo
 from grami_actors.errors import ErrorCode, ProtocolError
+from grami_actors.explain import explain
 from grami_actors.frames import LONGEST_REASON
 from grami_actors.profiling import LONGEST, Profile, Report
 from grami_actors.system import ActorSystem

@@ -30,7 +30,8 @@ from grami_actors.jobs.inside_context import InsideContext
 from grami_actors.jobs.runner import Attempt, Outcome, Reports, Run
 from grami_actors.messages import Envelope
 from grami_actors.system import ActorSystem
-from grami_actors.tools import Tool, pass_gate, pass_gate_blocking
+from grami_actors.tool_actors import pass_gate, pass_gate_blocking
+from grami_actors.tools import Tool
 
 REMEMBERED = 64
 """Ends that are kept for an actor that died before it wrote its own down."""

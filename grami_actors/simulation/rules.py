@@ -12,7 +12,7 @@ from grami_actors.agent import Agent
 from grami_actors.cell import CONNECTION, Cell
 from grami_actors.messages import Envelope
 from grami_actors.telemetry import Event
-from grami_actors.tools import ToolActor
+from grami_actors.tool_actors import ToolActor
 
 When = Literal["before", "during", "after"]
 """Where a crash comes: before the handler, at one of its awaits, or when its work is done and nobody was answered."""
