@@ -229,9 +229,13 @@ def test_each_dependency_has_its_doors() -> None:
     assert used == set(DOORS), "a door that nothing goes through"
 
 
+def loaded_by(program: str) -> set[str]:
+    """The packages that are there after a program."""
+    program += "; import sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    return set(subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True).split())
+
+
 def test_the_package_can_be_imported_without_what_only_some_need() -> None:
-    program = "import grami_actors, sys; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
-    printed = subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True)
     heavy = {
         "openai",
         "xllamacpp",
@@ -243,7 +247,12 @@ def test_the_package_can_be_imported_without_what_only_some_need() -> None:
         "hypothesis",
         "pytest",
     }
-    assert heavy & set(printed.split()) == set()
+    assert heavy & loaded_by("import grami_actors") == set()
+
+
+def test_a_module_of_tools_loads_none_of_the_runtime() -> None:
+    loaded = loaded_by("from grami_actors import tool; from grami_actors.jobs import JobContext, Limits, Retry")
+    assert {"pykka", "loguru", "websockets", "asyncio"} & loaded == set()
 
 
 # --- sizes ---
