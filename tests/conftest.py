@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import inspect
 import json
 import socket as sockets
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as websocket_connect
 
 from grami_actors.actor import Actor
 from grami_actors.config import Config
 from grami_actors.manager import GrowthManager
+from grami_actors.simulation.run import series
 from grami_actors.swarm import Swarm
 from grami_actors.system import ActorSystem
 from grami_actors.telemetry import Event
+
+settings.register_profile("quick", max_examples=20)
+"""For a second Python version: what the values do was tried on the first."""
 
 LANES = ("loop", "thread")
 
@@ -41,6 +47,16 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 @pytest.fixture(params=LANES)
 def lane(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture
+def in_series() -> Iterator[None]:
+    """Simulated runs that cost the same however much the other tests left behind."""
+    with series():
+        gc.collect()
+        gc.freeze()  # the runner sweeps after each run, and need not look at all that is older
+        yield
+        gc.unfreeze()
 
 
 def on(lane: str, kind: type[Actor], **options: Any) -> type[Any]:

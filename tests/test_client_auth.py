@@ -518,7 +518,7 @@ async def cancelled_after(steps: int, work: Any) -> None:
         await task
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.integers(0, 60), min_size=5, max_size=5), encoding=st.sampled_from(["json", "msgpack"]))
 @pytest.mark.slow
 def test_whenever_it_is_cancelled_the_client_is_usable_or_closed_and_leaves_nothing_behind(

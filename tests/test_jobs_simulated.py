@@ -22,6 +22,8 @@ from grami_actors.simulation.world import Setup, World
 from grami_actors.swarm import Swarm
 from grami_actors.tools import tool
 
+pytestmark = pytest.mark.usefixtures("in_series")
+
 
 class Go(Message):
     steps: int

@@ -895,7 +895,7 @@ def test_what_is_sent_is_handed_over_once() -> None:
 # --- what it is made of ---
 
 PURE = ("protocol", "answers", "catalog", "encoding", "frames", "conversation", "permissions", "buckets", "principals")
-PURE += ("control_frames", "trace_context")
+PURE += ("control_frames", "explain", "trace_context")
 NEIGHBOURS = {"errors", "messages", "topics", "policy", "job", "job_requests", "job_views"}
 """What the pure modules may import beside one another; of ``policy`` they only ask questions."""
 HARMLESS = {

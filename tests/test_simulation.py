@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent, indent
 
 import pytest
 
 from grami_actors.scenario.explore import Wanted, runner_of
-from grami_actors.simulation.run import Outcome, Runner, series, shrink
+from grami_actors.simulation.run import Outcome, Runner, shrink
 from grami_actors.simulation.schedule import Decided, Schedule
 
 SEEDS = 1_000
@@ -40,10 +40,7 @@ def toll(x: int) -> int:
 """
 
 
-@pytest.fixture(autouse=True)
-def in_series() -> Iterator[None]:
-    with series():
-        yield
+pytestmark = pytest.mark.usefixtures("in_series")
 
 
 @pytest.fixture
