@@ -136,9 +136,8 @@ class JobActor(Actor):
         self._run: Run | None = None
         self._begun: tuple[Change, asyncio.Future[Job]] | None = None
         self._over = False
-
-    def on_start(self) -> None:
-        """To read where the job is, is the first message: whoever starts many of them waits for none."""
+        # To read where the job is, is the first message: who starts many of them waits for none, and without a hook
+        # there is no task for the start.
         self._cell.mailbox.put_first(Envelope(Begin()))
 
     def on_stop(self) -> None:

@@ -91,7 +91,7 @@ class Service:
 
     def folder_of(self, job: str, attempt: int) -> Path:
         """Where an attempt has its files."""
-        return self.folder / job / str(attempt)
+        return self.folder.joinpath(job, str(attempt))
 
     def doubt(self, text: str) -> None:
         """Tell the operator."""
