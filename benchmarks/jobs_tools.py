@@ -1,32 +1,11 @@
-"""The tools that the benchmark of jobs runs: each as small as a tool can be."""
+"""The swarm that the benchmark of jobs serves."""
 
 from __future__ import annotations
 
-import time
+from jobs_functions import inside, stamp, talk
 
-from grami_actors import Swarm, tool
-from grami_actors.jobs import JobContext, command
-
-
-@tool(job=True, lane="process")
-def stamp() -> float:
-    """Seconds since the epoch."""
-    return time.time()
-
-
-@tool(job=True, lane="loop")
-async def inside() -> float:
-    """Seconds since the epoch."""
-    return time.time()
-
-
-@tool(job=True, lane="process")
-def talk(times: int, at: float, ctx: JobContext) -> None:
-    """From then on."""
-    time.sleep(max(0.0, at - time.time()))
-    for each in range(times):
-        ctx.progress(each / times, "on")
-
+from grami_actors import Swarm
+from grami_actors.jobs import command
 
 SWARM = Swarm(
     [],
