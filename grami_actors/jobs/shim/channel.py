@@ -5,16 +5,15 @@ Whatever the job sends or does not read, neither it nor the shim waits for the o
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import stat
-from collections.abc import Iterator
 
 from grami_actors.jobs.shim.files import encoded
+from grami_actors.jobs.shim.lean import loads, suppress
 
 TYPE_CHECKING = False  # importing typing takes a tenth of the shim's start
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
 LONGEST_LINE = 256 * 1024
@@ -83,7 +82,7 @@ class Channel:
             result = line.replace(b" ", b"").startswith(b'{"type":"result"')
             return TooLong(skipped - len(_WRAPPING) if result else skipped, result=result)
         try:
-            found = json.loads(line)
+            found = loads(line)
         except (ValueError, RecursionError):
             return Nonsense("it is not JSON")
         if not isinstance(found, dict) or not isinstance(found.get("type"), str):
@@ -173,7 +172,7 @@ class Copy:
         """Give it up."""
         os.close(self._from)
         os.close(self._to)
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.unlink(self._fresh)
 
 

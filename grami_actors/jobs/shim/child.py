@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
-import signal
 import sys
 
+from grami_actors.jobs.shim.lean import signal, suppress
 from grami_actors.jobs.shim.limits import confine
 
 TYPE_CHECKING = False  # importing typing takes a tenth of the shim's start
@@ -58,7 +57,7 @@ def become(spec: dict[str, Any], environ: dict[str, str], output: int, pipes: tu
         os.environ.update(environ)
         os.close(failure)
     except BaseException as error:  # noqa: BLE001 - this process must not go on as a second shim
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.write(failure, f"{type(error).__name__}: {error}"[:2000].encode(errors="replace"))
         os._exit(127)
 
@@ -76,7 +75,7 @@ def reset(*, python: bool) -> None:
     """Have all signals as a new program has them; Python is one that ignores two."""
     ignored = {signal.SIGPIPE, signal.SIGXFSZ} if python else set()
     for number in range(1, signal.NSIG):
-        with contextlib.suppress(OSError, ValueError):  # those that the C library keeps for itself
+        with suppress(OSError, ValueError):  # those that the C library keeps for itself
             signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
     if python:
         signal.signal(signal.SIGINT, signal.default_int_handler)

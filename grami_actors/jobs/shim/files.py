@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
+
+from grami_actors.jobs.shim.lean import dumps
 
 TYPE_CHECKING = False  # importing typing takes a tenth of the shim's start
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 def encoded(value: Any) -> bytes:
     """A value as JSON. Raises ValueError for what is none: NaN, halves of characters, nesting without end."""
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        return dumps(value).encode()
     except (TypeError, RecursionError) as error:
         raise ValueError(str(error)) from None
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Callable
 
-Action = Callable[[], None]
+TYPE_CHECKING = False  # importing typing takes a tenth of the shim's start
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Action = Callable[[], None]
 
 
 class Loop:

@@ -8,18 +8,15 @@ Rule 4: what is read is bounded, what cannot be written is dropped, or, if it is
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import resource
-import signal
 import sys
 import time
-from collections.abc import Callable
 
 from grami_actors.jobs.failpoints import reached
 from grami_actors.jobs.shim.child import CHANNEL, become, call, keep_only, reset
 from grami_actors.jobs.shim.files import create, encoded, write
+from grami_actors.jobs.shim.lean import loads, signal, suppress
 from grami_actors.jobs.shim.limits import POLL, exceeded, means
 from grami_actors.jobs.shim.loop import Loop
 from grami_actors.jobs.shim.server import Server
@@ -28,6 +25,7 @@ from grami_actors.jobs.shim.voice import Voice, fault
 
 TYPE_CHECKING = False  # importing typing takes a tenth of the shim's start
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 STRIKE_GAP, LONGEST_GAP = 0.01, 1.0
@@ -43,7 +41,7 @@ ASK, TERM, KILL = 1, 2, 3
 def main(folder: str, lock: int, tree: int, lifeline: int) -> int:
     """Run the attempt of this folder. Returns the exit code, of the shim or, in the job's process, of a Python tool."""
     prepare({lock, tree, lifeline})
-    spec = json.loads(read(f"{folder}/spec.json"))
+    spec = loads(read(f"{folder}/spec.json"))
     if os.path.exists(f"{folder}/exit.json"):
         return 3
     subreaper = adopt_orphans()
@@ -76,7 +74,7 @@ def prepare(fds: set[int]) -> None:
     for fd in fds - {-1}:
         os.set_inheritable(fd, False)
     reset(python=True)
-    with contextlib.suppress(OSError):  # whoever started it did that
+    with suppress(OSError):  # whoever started it did that
         os.setsid()
 
 
@@ -151,11 +149,11 @@ class Shim:
         import _socket  # noqa: PLC0415 - the public module takes longer than all of the others here
 
         mask = os.umask(0o077)
-        with contextlib.suppress(FileExistsError):
+        with suppress(FileExistsError):
             os.mkdir(f"{self._folder}/work", 0o700)
         if self._spec.get("checkpoint") is not None:
             write(f"{self._folder}/checkpoint.json", encoded(self._spec["checkpoint"]))
-        with contextlib.suppress(FileExistsError):
+        with suppress(FileExistsError):
             os.mkfifo(f"{self._folder}/poke", 0o600)
         output, theirs = os.pipe()
         self._failure, failure = os.pipe()
@@ -225,7 +223,7 @@ class Shim:
 
     def _look(self) -> None:
         """Do what the server wants."""
-        with contextlib.suppress(BlockingIOError):
+        with suppress(BlockingIOError):
             while os.read(self._poke, 4096):
                 pass
         self._reap()  # who ended before the order came was not stopped by it
@@ -305,7 +303,7 @@ class Shim:
         self._loop.soon(self._gap, self._kill)
 
     def _signalled(self, woken: int) -> None:
-        with contextlib.suppress(BlockingIOError):
+        with suppress(BlockingIOError):
             if signal.SIGTERM in os.read(woken, 4096):
                 self.stop("shutdown")
         self._reap()
@@ -384,7 +382,9 @@ class Shim:
 
 
 def _name_of(number: int) -> str:
+    from signal import Signals  # noqa: PLC0415 - rarely needed
+
     try:
-        return signal.Signals(number).name
+        return Signals(number).name
     except ValueError:
         return f"signal {number}"

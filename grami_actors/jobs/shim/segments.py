@@ -7,8 +7,9 @@ Rule 3: a disk that is full drops output, and says so in the log when there is s
 
 from __future__ import annotations
 
-import contextlib
 import os
+
+from grami_actors.jobs.shim.lean import suppress
 
 LONGEST_SEGMENT = 1024 * 1024
 """Bytes of one file at most; an eighth of the cap if that is less."""
@@ -71,7 +72,7 @@ class Log:
             if not name.startswith("log."):
                 continue
             begin = int(name[4:])
-            with contextlib.suppress(OSError), open(f"{self._folder}/{name}", "rb") as file:
+            with suppress(OSError), open(f"{self._folder}/{name}", "rb") as file:
                 content = file.read()
                 if begin + len(content) + len(found) != self.end:
                     break
@@ -91,7 +92,7 @@ class Log:
     def _open(self) -> None:
         self._close()
         while len(self._tail) >= self._last:
-            with contextlib.suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):
                 os.unlink(self._tail.pop(0))
         path = f"{self._folder}/log.{self.end:012d}"
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import time
-from collections.abc import Iterator
 
+from grami_actors.jobs.shim.lean import loads, suppress
 from grami_actors.jobs.shim.loop import Loop
 from grami_actors.jobs.shim.tree import read
 
 TYPE_CHECKING = False  # importing typing takes a tenth of the shim's start
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
 RECORD_GAP = 0.05
@@ -47,7 +46,7 @@ class Server:
     def poke(self) -> None:
         """Have it look now; later, if it has not read what it was told before."""
         self._told_at = time.monotonic()
-        with contextlib.suppress(OSError):  # no server is there; the next one looks by itself
+        with suppress(OSError):  # no server is there; the next one looks by itself
             fd = os.open(self._pipe, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 os.write(fd, self._word)
@@ -69,9 +68,9 @@ class Server:
         names = os.listdir(self._control) if os.path.isdir(self._control) else []
         for _, name in sorted((int(stem), name) for name in names if (stem := name.removesuffix(".json")).isdigit()):
             try:
-                order = json.loads(read(f"{self._control}/{name}"))
+                order = loads(read(f"{self._control}/{name}"))
                 yield order if isinstance(order, dict) else f"the order {name} was dropped: it is no object"
             except ValueError as error:
                 yield f"the order {name} was dropped: {error}"
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 os.unlink(f"{self._control}/{name}")

@@ -5,9 +5,9 @@ Source: prctl(2), PR_SET_CHILD_SUBREAPER; proc(5), /proc/PID/task/TID/children a
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
+
+from grami_actors.jobs.shim.lean import prctl, signal, suppress
 
 PR_SET_CHILD_SUBREAPER = 36
 """From <linux/prctl.h>: orphans below become children of this process."""
@@ -18,10 +18,8 @@ PASSES = 100
 
 def adopt_orphans() -> bool:
     """Become the parent of all that this process's children leave behind; says whether the system can do that."""
-    import ctypes  # noqa: PLC0415 - not on every system
-
     try:
-        return bool(ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
+        return prctl(PR_SET_CHILD_SUBREAPER, 1) == 0
     except (OSError, AttributeError):
         return False
 
@@ -41,9 +39,9 @@ def descendants(pid: int) -> list[int]:
 
 def _children(pid: int) -> list[int]:
     found: list[int] = []
-    with contextlib.suppress(OSError):  # it is gone
+    with suppress(OSError):  # it is gone
         for thread in os.listdir(f"/proc/{pid}/task"):
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 found += map(int, read(f"/proc/{pid}/task/{thread}/children").split())
     return found
 
@@ -82,7 +80,7 @@ def read(path: str) -> bytes:
 def send(pids: list[int], number: int) -> None:
     """Send a signal to each that is there."""
     for pid in pids:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
+        with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, number)
 
 
