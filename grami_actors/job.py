@@ -11,14 +11,15 @@ Rule 4: the terms of a tool are copied into its jobs when they are accepted: a t
 from __future__ import annotations
 
 import enum
-import hashlib
-import random
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
 from grami_actors.errors import Cancelled, ErrorCode, GramiError, JobError, ToolExecutionFailed, ToolTimeout
+
+if TYPE_CHECKING:  # the process of each job imports this module, and needs neither chance nor digests
+    import random
 
 
 class State(enum.StrEnum):
@@ -431,6 +432,8 @@ class JobEvent(msgspec.Struct, frozen=True):
 
 def digest_of(tool: str, arguments: Any) -> str:
     """What an idempotency key stands for: equal for equal tools and arguments, whatever the order of their keys."""
+    import hashlib  # noqa: PLC0415 - see above
+
     return hashlib.sha256(msgspec.json.encode([tool, arguments], order="deterministic")).hexdigest()
 
 

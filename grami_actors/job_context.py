@@ -6,8 +6,10 @@ Imported by worker processes before anything else of a job is: it imports nothin
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the process of each job imports this module
+    from pathlib import Path
 
 
 class JobContext(ABC):

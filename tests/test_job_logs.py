@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grami_actors.job_requests import Piece
-from grami_actors.jobs.logs import check_name, read_artifact, read_log, size_of
+from grami_actors.jobs.logs import read_artifact, read_log, size_of
+from grami_actors.jobs.names import check_name
 from grami_actors.jobs.shim.segments import Log
 
 

@@ -8,11 +8,14 @@ import queue
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grami_actors.errors import Cancelled
 from grami_actors.job_context import JobContext
+from grami_actors.jobs.names import check_name
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LONGEST_LINE = 256 * 1024
 """Bytes of a line that the shim takes; that of a result may be as long as the result may be."""
@@ -83,17 +86,16 @@ class ChannelContext(JobContext):
 
     def artifact(self, name: str, content: bytes | str | Path) -> None:
         """Keep a file. Raises ValueError, OSError."""
-        if not name or name.startswith(".") or set(name) & {"/", "\0"}:
-            raise ValueError(f"{name!r} is no plain file name")
+        from pathlib import Path  # noqa: PLC0415 - takes as long as most of the others here
+        from shutil import copyfile  # noqa: PLC0415 - likewise
+
         # Next to the attempts of the job, of which each has a folder with its scratch folder.
-        path = Path(os.environ["GRAMI_JOB_DIR"]).parents[1] / "artifacts" / name
+        path = Path(os.environ["GRAMI_JOB_DIR"]).parents[1] / "artifacts" / check_name(name)
         path.parent.mkdir(mode=0o700, exist_ok=True)
         fresh = path.with_name(f".{name}.tmp")
         try:
             if isinstance(content, Path):
-                import shutil  # noqa: PLC0415 - takes as long as all of the others here
-
-                shutil.copyfile(content, fresh)
+                copyfile(content, fresh)
             else:
                 fresh.write_bytes(content.encode() if isinstance(content, str) else content)
             fresh.replace(path)

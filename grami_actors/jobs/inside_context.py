@@ -26,6 +26,7 @@ from grami_actors.errors import Cancelled, GramiError
 from grami_actors.job import Job
 from grami_actors.job_context import JobContext
 from grami_actors.jobs.logwriter import LogWriter
+from grami_actors.jobs.names import check_name
 from grami_actors.jobs.runner import Attempt
 from grami_actors.jobs.store import Note
 from grami_actors.messages import Scope
@@ -46,7 +47,6 @@ MOST_WAITING = 1_000
 MOST_BYTES = 256 * 1024
 """Bytes of a checkpoint or a question, as JSON."""
 
-LONGEST_NAME = 200
 LONGEST_MESSAGE = 4_096
 
 
@@ -147,10 +147,7 @@ class InsideContext(JobContext):
 
     def artifact(self, name: str, content: bytes | str | Path) -> None:
         """Keep a file. Raises ValueError or OSError."""
-        if not 0 < len(name) <= LONGEST_NAME or name.startswith(".") or not name.isprintable() or "/" in name:
-            raise ValueError(
-                f"{name!r} is no name for an artifact: at most {LONGEST_NAME} characters, no '/', no '.' in front"
-            )
+        check_name(name)
         content = content.encode() if isinstance(content, str) else content
         size = self._keep(name, content)
         with self._lock:

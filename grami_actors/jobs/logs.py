@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from grami_actors.job_requests import Piece
-
-LONGEST_NAME = 200
-"""Bytes that the name of an artifact has at most."""
+from grami_actors.jobs.names import check_name
 
 _LENGTHS = (0xF0, 4), (0xE0, 3), (0xC0, 2), (0x80, 0), (0x00, 1)
 """Bytes of a character by its first byte, from the greatest down; 0 for one that is not the first."""
@@ -110,15 +108,6 @@ def _begun(data: bytes) -> int:
         if length:
             return count if length > count else 0
     return 0
-
-
-def check_name(name: str) -> str:
-    """The name of an artifact, if it is a plain file name. Raises ValueError."""
-    if not name or name.startswith(".") or "/" in name or "\0" in name or not name.isprintable():
-        raise ValueError(f"{name!r} is no name for a file that is kept: no slashes, and no dot at its beginning")
-    if len(name.encode()) > LONGEST_NAME:
-        raise ValueError(f"the name of a file that is kept has at most {LONGEST_NAME} bytes")
-    return name
 
 
 def read_artifact(folder: Path, name: str, offset: int, limit: int) -> Piece:

@@ -8,12 +8,11 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import inspect
 import json
+import os
 import sys
 import types
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, get_type_hints
 
 from grami_actors.errors import ErrorCode, GramiError, Reject, describe
@@ -22,6 +21,10 @@ from grami_actors.jobs.contexts import ChannelContext
 
 _AS_THEY_ARE = frozenset({str, int, bool, list, dict, Any, type(None), object})
 """Types of which JSON gives values that need no conversion."""
+
+
+_ROUTINES = types.FunctionType, types.MethodType, types.BuiltinFunctionType
+"""Of which the annotations are their own; those of another object are those of its class."""
 
 
 class Unusable(Exception):
@@ -48,7 +51,7 @@ def work(python: dict[str, Any], fd: int, checkpoint: Any) -> int:
         return _failed(context, error, permanent=True)
     try:
         result = function(**arguments)
-        if inspect.iscoroutine(result):
+        if isinstance(result, types.CoroutineType):
             result = _awaited(result, context, cancels)
         context.send(b'{"type":"result","data":' + _as_json(result) + b"}\n")
     except BaseException as error:  # noqa: BLE001 - as above
@@ -66,7 +69,7 @@ def prepared(python: dict[str, Any], context: JobContext) -> tuple[Callable[...,
     plain = function
     while isinstance(plain, functools.partial):
         plain = plain.func
-    hints = get_type_hints(plain if inspect.isroutine(plain) else type(plain).__call__, include_extras=True)
+    hints = get_type_hints(plain if isinstance(plain, _ROUTINES) else type(plain).__call__, include_extras=True)
     hints.pop("return", None)
     arguments = {name: _converted(name, value, hints.get(name, Any)) for name, value in python["arguments"].items()}
     return function, arguments | {name: context for name, hint in hints.items() if hint is JobContext}
@@ -85,7 +88,8 @@ def _module(name: str, file: str | None) -> types.ModuleType:
         main.__dict__.update(runpy.run_path(file, run_name="__mp_main__"))
         main.__grami_reads__ = False
         return main  # type: ignore[no-any-return]
-    package = [str(Path(file).parent)] if Path(file).name == "__init__.py" else None
+    folder, name_of_file = os.path.split(file)
+    package = [folder] if name_of_file == "__init__.py" else None
     spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=package)
     if spec is None or spec.loader is None:
         raise Unusable(f"{file} is not a Python file")

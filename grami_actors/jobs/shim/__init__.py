@@ -1,7 +1,7 @@
 """The shim: a small process of its own around one attempt of a job. It outlives the server. Floor 12.
 
-Standard library only, and of it little, and no other part of this package but the fail points, so that it starts soon:
-``python -I -S grami_actors/jobs/shim/start.py FOLDER LOCK TREE LIFELINE``, see :mod:`.start`.
+Standard library only, and of it little, and no other part of this package but names and fail points, so that it starts
+soon: ``python -I -S grami_actors/jobs/shim/start.py FOLDER LOCK TREE LIFELINE``, see :mod:`.start`.
 
 What it writes into the folder of the attempt, beside what docs/jobs.md says of run.json, log.* and exit.json:
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import stat
 
+from grami_actors.jobs.names import check_name
 from grami_actors.jobs.shim.files import encoded
 from grami_actors.jobs.shim.lean import loads, suppress
 
@@ -128,8 +129,7 @@ class Copy:
     """
 
     def __init__(self, source: str, folder: str, name: str) -> None:
-        if not is_plain(name):
-            raise ValueError(f"{name[:100]!r} is no plain file name")
+        check_name(name)
         os.makedirs(folder, mode=0o700, exist_ok=True)
         self.name = name
         self.size = 0
@@ -174,8 +174,3 @@ class Copy:
         os.close(self._to)
         with suppress(OSError):
             os.unlink(self._fresh)
-
-
-def is_plain(name: str) -> bool:
-    """Whether an artifact may have this name."""
-    return 0 < len(name.encode(errors="replace")) <= 200 and not name.startswith(".") and not set(name) & {"/", "\0"}  # noqa: PLR2004
