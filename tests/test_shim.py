@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import signal
 import subprocess
@@ -14,8 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grami_actors.jobs.shim.loop import Loop
 from grami_actors.jobs.shim.record import MOST_PROGRESS, Record
 from grami_actors.jobs.shim.segments import Log
+from grami_actors.jobs.shim.server import Server
 from tests.attempts import PATIENCE, Attempt, program, shell
 
 MEBIBYTE = 1024 * 1024
@@ -585,3 +588,18 @@ def test_files_are_limited_in_every_process(tmp_path: Path) -> None:
     with Attempt(tmp_path, shell("ulimit -n; sh -c 'ulimit -n'"), limits={"files": 32}) as attempt:
         attempt.run()
         assert attempt.log == b"32\n32\n"
+
+
+def test_a_server_that_was_just_poked_is_not_poked_again_for_what_was_said_before(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "wake")
+    pipe = os.open(tmp_path / "wake", os.O_RDWR | os.O_NONBLOCK)
+    try:
+        loop = Loop()
+        server = Server(loop, str(tmp_path), {"job": "job_1", "attempt": 1, "wake": str(tmp_path / "wake")})
+        server.tell(60.0)
+        assert loop.when(server.poke) is not None
+        server.insist(math.inf)  # it would wait a while for each time that it pokes in vain
+        assert loop.when(server.poke) is None
+        assert os.read(pipe, 65536) == b"job_1 1\n"
+    finally:
+        os.close(pipe)

@@ -46,6 +46,7 @@ class Server:
     def poke(self) -> None:
         """Have it look now; later, if it has not read what it was told before."""
         self._told_at = time.monotonic()
+        self._loop.cancel(self.poke)  # what was planned is done by this one
         with suppress(OSError):  # no server is there; the next one looks by itself
             fd = os.open(self._pipe, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
@@ -59,7 +60,6 @@ class Server:
         """Have it look, for the last time."""
         self.poke()
         while self._loop.when(self.poke) is not None and time.monotonic() < until:
-            self._loop.cancel(self.poke)
             time.sleep(RECORD_GAP)
             self.poke()
 
