@@ -219,6 +219,7 @@ async def progress(times: int) -> Numbers:
 async def restart(running: int) -> Numbers:
     """Kill -9 of a server with so many jobs at work, and another one on its directory."""
     async with Server(running) as server, connect(server.url, token=server.token or None, retry_for=0.0) as client:
+        idle = await silence(server)
         await gathered(running, lambda: client.jobs.submit("sleep", {"seconds": 300}))
         await server.adopted(running)
         server.kill()
@@ -226,22 +227,20 @@ async def restart(running: int) -> Numbers:
         await server.start()
         opened = await server.adopted(running)
         told = {"adopted_s": opened["adopted"] - opened["opened"], "process_s": opened["adopted"] - at}
-        return told | await silence(server)
+        silent = await silence(server)
+        return told | {"silent_percent": silent - idle, "idle_percent": idle}
 
 
-async def silence(server: Server) -> Numbers:
-    """CPU time of the server, and of all shims, while nothing happens."""
-    shims = [
+async def silence(server: Server) -> float:
+    """CPU time of the server and of all shims while nothing happens, in percent of a core."""
+    await asyncio.sleep(3.0)  # what a start has still to do
+    # A shim, and the server, is told the folder on its command line.
+    found = [
         each for each in psutil.process_iter(["cmdline"]) if str(server.folder) in " ".join(each.info["cmdline"] or ())
     ]
-    await asyncio.sleep(3.0)  # what a start has still to do
-    before, theirs, at = server.cpu(), _used(shims), time.perf_counter()
+    before, at = _used(found), time.perf_counter()
     await asyncio.sleep(SILENT)
-    wall = time.perf_counter() - at
-    return {
-        "silent_percent": (server.cpu() - before) / wall * 100,
-        "shims_percent": (_used(shims) - theirs) / wall * 100,
-    }
+    return (_used(found) - before) / (time.perf_counter() - at) * 100
 
 
 def _used(processes: list[psutil.Process]) -> float:
