@@ -218,8 +218,9 @@ async def progress(times: int) -> Numbers:
 
 async def restart(running: int) -> Numbers:
     """Kill -9 of a server with so many jobs at work, and another one on its directory."""
-    async with Server(running) as server, connect(server.url, token=server.token or None, retry_for=0.0) as client:
+    async with Server(0) as server:
         idle = await silence(server)
+    async with Server(running) as server, connect(server.url, token=server.token or None, retry_for=0.0) as client:
         await gathered(running, lambda: client.jobs.submit("sleep", {"seconds": 300}))
         await server.adopted(running)
         server.kill()

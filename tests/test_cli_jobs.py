@@ -20,14 +20,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from grami_actors import Swarm, tool
 from grami_actors.cli.app import app
 from grami_actors.cli.job_output import last_lines
+from grami_actors.cli.jobs import beyond
 from grami_actors.client import Client, connect
+from grami_actors.job import new_id
 from grami_actors.job_client import RemoteJob
 from grami_actors.job_context import JobContext
 from grami_actors.jobs.commands import command
@@ -305,6 +307,13 @@ async def test_list_has_all_of_many_pages_once(tmp_path: Path) -> None:
         every, some = await run.all(("list", "--all", "--json"), ("list", "--limit", "200", "--json"))
     assert [each["job_id"] for each in every.data["jobs"]] == jobs[::-1]
     assert [each["job_id"] for each in some.data["jobs"]] == jobs[:49:-1]
+
+
+@given(st.floats(0, 1e10), st.randoms(use_true_random=False), st.integers(4, 30))
+@example(0.0, None, 29)
+def test_no_id_is_as_great_as_what_stands_for_the_greatest_that_begins_so(at, dice, length) -> None:
+    found = new_id(at, dice) if dice else "job_" + "z" * 26
+    assert found < beyond(found[:length])
 
 
 @pytest.mark.slow

@@ -72,12 +72,17 @@ async def found(
         yield await _one(grami, text)
 
 
+def beyond(begin: str) -> str:
+    """What is greater than each id that begins so."""
+    return begin.ljust(ID_LENGTH + 1, "z")
+
+
 async def _one(grami: Client, text: str) -> RemoteJob:
     begin = text.lower() if text.lower().startswith("job_") else f"job_{text.lower()}"
     if len(begin) >= ID_LENGTH:
         return await grami.jobs.get(begin)
     # Ids are listed from the last one on: those that begin so stand together.
-    page = await grami.jobs.list(before=begin.ljust(ID_LENGTH, "z"), limit=2)
+    page = await grami.jobs.list(before=beyond(begin), limit=2)
     found = [job for job in page if job.id.startswith(begin)]
     if len(found) == 1:
         return found[0]

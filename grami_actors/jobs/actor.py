@@ -140,14 +140,12 @@ class JobActor(Actor):
         # there is no task for the start.
         self._cell.mailbox.put_first(Envelope(Begin()))
 
-    def on_stop(self) -> None:
-        """The server ends: what can go on goes on."""
-        if self._run is not None and not self._over:
-            self._run.leave()
+    # Without on_stop, which would cost each attempt a task: when the server ends, its runners leave all runs.
 
     def on_failure(self, *_: Any) -> None:
         """Another instance takes over, with a run of its own."""
-        self.on_stop()
+        if self._run is not None and not self._over:
+            self._run.leave()
 
     def on_receive(self, message: Any) -> Any:
         """Do what the message says, one after another."""

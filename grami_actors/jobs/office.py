@@ -248,13 +248,21 @@ class JobOffice(Actor):
         self._after(over)
         return over
 
-    async def on_terminated(self, terminated: Terminated) -> None:
+    def on_terminated(self, terminated: Terminated) -> Any:
         """The actor of an attempt is gone: see what became of the job."""
         name = terminated.name.rpartition("/")[2]
         self._actors.pop(name, None)
-        job = self._service.left.pop(name, None)
-        if job is None:
-            job = await self._service.surely(lambda store: store.get(name))
+        over = self._service.left.pop(name, None)
+        if over is None:
+            return self._left(name)
+        self._queue.release(name)
+        self._after(over)
+        self._look()
+        return None
+
+    async def _left(self, name: str) -> None:
+        """An actor is gone, and left its job unfinished, it seems."""
+        job = await self._service.surely(lambda store: store.get(name))
         if job is not None and job.state.alive:
             if not self._halted:
                 self.after(AGAIN, Launch(name), key=("launch", name))

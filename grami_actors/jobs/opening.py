@@ -127,6 +127,7 @@ class Jobs:
         inside = InsideRunner(self._system, service.tools)
         opened.callback(inside.close)
         outside = OutsideRunner(wakes, service.tools, service.time, mortal=self._mortal)
+        opened.callback(outside.close)
         service.runners = {"inside": inside, "outside": outside}
         return service
 

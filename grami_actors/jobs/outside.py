@@ -68,10 +68,16 @@ class OutsideRunner:
         self.tools = tools
         self.clock = clock
         self.mortal = mortal
+        self.runs: set[OutsideRun] = set()
 
     def run(self, attempt: Attempt, reports: Reports) -> OutsideRun:
         """One that is neither begun nor adopted."""
         return OutsideRun(self, attempt, reports)
+
+    def close(self) -> None:
+        """The server ends: let go of all of them; the shims go on."""
+        for run in tuple(self.runs):
+            run.leave()
 
 
 class OutsideRun:
@@ -98,7 +104,7 @@ class OutsideRun:
 
     async def begin(self) -> None:
         """Start it, and return when its shim has written down that it starts, or will never do so."""
-        self._wakes.watch(self._key, self._watcher)
+        self._attend()
         try:
             spec = spec_of(self._job, self._runner.tools.get(self._job.tool), self._wakes.path, self._runner.clock())
             spec["lifeline"] |= self._runner.mortal
@@ -120,7 +126,7 @@ class OutsideRun:
     async def adopt(self) -> None:
         """Go on with it, whatever became of it. Raises OSError: its folder cannot be looked at."""
         reached("outside.before_adopt")
-        self._wakes.watch(self._key, self._watcher)
+        self._attend()
         if await self._is_begun():
             self._go_on()
         else:
@@ -137,7 +143,7 @@ class OutsideRun:
 
     def leave(self) -> None:
         """Let go of it; the shim goes on."""
-        self._wakes.unwatch(self._key, self._watcher)
+        self._ignore()
         if self._task is not None:
             self._task.cancel()
 
@@ -223,7 +229,7 @@ class OutsideRun:
         try:
             self._end(await self._watched())
         finally:
-            self._wakes.unwatch(self._key, self._watcher)
+            self._ignore()
 
     async def _watched(self) -> Outcome:
         """Report all it says until it is over."""
@@ -296,8 +302,18 @@ class OutsideRun:
         return processes.clear(mark, self._folder.tree_lock) or self._folder.tree_alive
 
     def _end(self, outcome: Outcome) -> None:
-        self._wakes.unwatch(self._key, self._watcher)
+        self._ignore()
         self._reports.ended(outcome)
+
+    # --- whether it hears of its shim ---
+
+    def _attend(self) -> None:
+        self._wakes.watch(self._key, self._watcher)
+        self._runner.runs.add(self)
+
+    def _ignore(self) -> None:
+        self._wakes.unwatch(self._key, self._watcher)
+        self._runner.runs.discard(self)
 
 
 def _failpoint() -> dict[str, str]:
