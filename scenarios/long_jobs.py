@@ -1,16 +1,23 @@
 """Long jobs under supervision: one is cancelled, one fails and resumes from its checkpoint, an agent is woken.
 
 Play it:  grami run scenarios/long_jobs.py
+Break it: grami run scenarios/long_jobs.py whatever_happens --simulate --faults crash
 Serve it: grami serve scenarios/long_jobs.py, then: grami jobs submit encode frames=50 --attach
 """
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
-from grami_actors import Agent, Message, Swarm, ToolExecutionFailed, handles, tool
+from grami_actors import Agent, GramiError, Message, Swarm, ToolExecutionFailed, handles, tool
 from grami_actors.jobs import JobContext, JobEnded, Order, Retry
 from grami_actors.scenario import Play, scenario
+
+PATIENCE = 30.0
+"""Seconds that a client waits."""
+
+ENDS = {"SUCCEEDED", "FAILED", "CANCELLED", "TIMED_OUT", "LOST"}
 
 
 class Encode(Message, tag="encode"):
@@ -86,7 +93,7 @@ class Studio(Agent, concurrency=10):
 swarm = Swarm(agents=[Studio], tools=[encode, listen])
 
 
-@scenario(simulated=False)
+@scenario
 async def a_job_is_retried_from_its_checkpoint(play: Play) -> None:
     """The first attempt fails in the middle; the second goes on there, and the studio is woken."""
     ada = await play.client("ada")
@@ -96,8 +103,28 @@ async def a_job_is_retried_from_its_checkpoint(play: Play) -> None:
     play.check("the studio was told of the film", await ada.request(Finished()) == 1)
 
 
-@scenario(simulated=False)
+@scenario
 async def a_job_is_cancelled(play: Play) -> None:
     """What would take an hour is over at once."""
     ada = await play.client("ada")
     play.check("it is cancelled", await ada.request(Listen()) == "CANCELLED")
+
+
+@scenario
+async def whatever_happens(play: Play) -> None:
+    """Under any faults each job ends once, and its events have no gap; without faults the film is there."""
+    ada = await play.client("ada")
+    for wish in (Encode(frames=10), Listen(), Encode(frames=4)):
+        try:
+            await ada.request(wish, timeout=PATIENCE)
+        except GramiError as error:
+            play.check("she is refused for a fault, not without one", play.transcript.faults(), str(error))
+    try:
+        for job in await ada.jobs.list():
+            with suppress(GramiError):  # most are over
+                await job.cancel(force=True)
+            events = [event async for event in job.events()]
+            play.check("nothing of it is missing", [each.seq for each in events] == list(range(1, len(events) + 1)))
+            play.check("it ended once", sum(each.data.get("state") in ENDS for each in events) == 1)
+    except GramiError as error:
+        play.check("she is told nothing for a fault, not without one", play.transcript.faults(), str(error))

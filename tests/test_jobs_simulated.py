@@ -15,6 +15,9 @@ from grami_actors.job_context import JobContext
 from grami_actors.job_requests import JOBS, JobEnded, ListJobs
 from grami_actors.jobs.commands import command
 from grami_actors.messages import Message
+from grami_actors.scenario.lines import Line
+from grami_actors.scenario.play import Play
+from grami_actors.scenario.stage import acted
 from grami_actors.schedules import Schedule
 from grami_actors.simulation.run import Failure, Runner
 from grami_actors.simulation.schedule import Schedule as Seeded
@@ -144,3 +147,26 @@ def test_a_command_is_not_run_in_a_simulation() -> None:
 
     outcome = Runner(Setup(swarm), try_it).run(Seeded(0))
     assert outcome.failure is None, outcome.failure
+
+
+def test_a_transcript_tells_what_was_wanted_of_jobs_and_how_their_attempts_went() -> None:
+    shown: list[Any] = []
+
+    async def film(play: Play) -> None:
+        ada = await play.client("ada")
+        assert await (await ada.jobs.submit("walk", {"steps": 3})).result() == 3
+        await (await ada.jobs.submit("walk", {"steps": 9})).cancel()
+
+    outcome = Runner(Setup(SWARM), acted(film, shown.append)).run(Seeded(0), watched=True)
+    assert outcome.failure is None, outcome.failure
+    lines = [each for each in shown if isinstance(each, Line)]
+    first, second = dict.fromkeys(each.who for each in lines if each.who.startswith("job_"))
+    assert [(each.who, each.to, each.what, each.text) for each in lines[:6]] == [
+        ("ada", JOBS, "submit_job", f"walk, steps=3 ⇒ {first} QUEUED"),
+        (first, "", "started", ""),
+        (first, "", "ended failed", "the tool walk failed: RuntimeError: it broke"),
+        (first, "", "started", ""),
+        (first, "", "ended succeeded", "3"),
+        ("ada", JOBS, "submit_job", f"walk, steps=9 ⇒ {second} QUEUED"),
+    ]
+    assert {each.what for each in lines[6:]} == {"started", "cancel_job", "ended stopped"}

@@ -35,7 +35,7 @@ def test_nine_situations_are_shipped_and_each_stands_what_happens() -> None:
         "support_desk",
     ]
     stands = {path.stem for path in FOLDER.glob("*.py") if "whatever_happens" in str(load(path).scenarios)}
-    assert stands == set(FILES) - {"market", "long_jobs"}
+    assert stands == set(FILES) - {"market"}
     market = {("market", each.__name__) for each in load(FOLDER / "market.py").scenarios}
     assert market - LONG == {("market", "a_moment")}
 
@@ -63,7 +63,7 @@ def test_every_scenario_passes_in_simulation_and_is_the_same_run_on_every_machin
 
 @pytest.mark.slow
 @pytest.mark.parametrize("faults", ["crash", "slow", "lossy"])
-@pytest.mark.parametrize("file", [file for file in FILES if file not in {"market", "long_jobs"}])
+@pytest.mark.parametrize("file", [file for file in FILES if file != "market"])
 def test_what_is_always_true_is_true_under_faults(file: str, faults: str) -> None:
     outcomes = played(file, "whatever_happens", min(10, 2 * SEEDS.get(file, 20)), faults)
     assert [(each.seed, each.failure) for each in outcomes if each.failure is not None] == []

@@ -171,6 +171,48 @@ def test_a_check_of_nothing_and_of_a_newer_version_is_refused(directory: StateDi
         directory.check()
 
 
+# --- brought to a later version ---
+
+
+def test_a_directory_of_an_earlier_version_is_brought_to_this_one_with_all_its_jobs(
+    directory: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = store_of(directory)
+    add(store, "job_old", Step.CLAIM, Step.STARTED)
+    store.close()
+    step = ("ALTER TABLE jobs ADD COLUMN mood TEXT NOT NULL DEFAULT 'fine'", "CREATE INDEX moods ON jobs (mood)")
+    monkeypatch.setattr(sqlite_schema, "MIGRATIONS", (*sqlite_schema.MIGRATIONS, step))
+    store = store_of(directory)
+    assert [job.id for job in store.open_jobs()] == ["job_old"]
+    add(store, "job_new")
+    store.close()
+    assert directory.check().schema == len(sqlite_schema.MIGRATIONS)
+    db = sqlite_schema.connect(directory.database, writes=False)
+    assert db.execute("SELECT id, mood FROM jobs ORDER BY number").fetchall() == [
+        ("job_old", "fine"),
+        ("job_new", "fine"),
+    ]
+    db.close()
+
+
+def test_a_step_to_a_later_version_that_fails_leaves_the_earlier_one_as_it_was(
+    directory: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = store_of(directory)
+    add(store, "job_old")
+    store.close()
+    known = sqlite_schema.MIGRATIONS
+    broken = ("ALTER TABLE jobs ADD COLUMN mood TEXT", "ALTER TABLE nonesuch ADD COLUMN mood TEXT")
+    monkeypatch.setattr(sqlite_schema, "MIGRATIONS", (*known, broken))
+    with pytest.raises(ConfigError, match="nonesuch"):
+        store_of(directory)
+    monkeypatch.setattr(sqlite_schema, "MIGRATIONS", known)
+    assert directory.check().sound
+    store = store_of(directory)
+    assert [job.id for job in store.open_jobs()] == ["job_old"]
+    store.close()
+
+
 # --- copied ---
 
 

@@ -12,6 +12,7 @@ from grami_actors.client import Client
 from grami_actors.conversation import Frame
 from grami_actors.errors import GramiError
 from grami_actors.history import plain
+from grami_actors.job_client import JobsClient
 from grami_actors.messages import Message, type_name
 from grami_actors.scenario.lines import Piece, asked, summary
 
@@ -57,6 +58,11 @@ class PlayClient:
         self._teller = teller
         self._connection = connection
         self._pending: set[asyncio.Task[Any]] = set()
+
+    @property
+    def jobs(self) -> JobsClient:
+        """Jobs, as the client sees them; the transcript tells what becomes of each."""
+        return self._connection.jobs
 
     async def request(self, message: Message | str, /, **fields: Any) -> Any:
         """Ask and wait for the answer; see :meth:`grami_actors.client.Client.request`."""

@@ -8,6 +8,7 @@ import msgspec
 
 from grami_actors.cell import CONNECTION
 from grami_actors.history import AnyEntry, Injected, Life, Lost, Remark, Told
+from grami_actors.job_requests import JOBS
 
 GENERATE = "generate"
 TOOL_CALL = "tool_call"
@@ -59,12 +60,54 @@ def line_of(entry: AnyEntry) -> Line | None:
 
 
 def _of_told(entry: Told) -> Line | None:
-    # What clients ask and get is told by the clients themselves.
+    if entry.to.partition("/")[0] == JOBS:
+        return _of_job(entry)
+    # What else clients ask and get is told by the clients themselves.
     if entry.sender.startswith(CONNECTION):
         return None
     came = f"⇒ {entry.error}" if entry.error else "" if entry.result is None else f"⇒ {summary(entry.result)}"
     text = f"{shortened(asked(entry.type, entry.data), 36)} {came}".strip()
     return Line(entry.at, entry.sender or "somebody", entry.to, entry.type, text, entry.outcome, entry.at - entry.taken)
+
+
+def _of_job(entry: Told) -> Line | None:
+    """What was wanted of a job, when its attempts began, and how they ended; all else is a job's housekeeping."""
+    data: dict[str, Any] = entry.data if isinstance(entry.data, dict) else {}
+    _, _, job = entry.to.partition("/")
+    if job and entry.type in _ATTEMPTS:
+        how: dict[str, Any] = data.get("outcome") or {}
+        said = how.get("message") or summary(how.get("result") or "")
+        return Line(entry.at, job, "", " ".join(filter(None, (entry.type, how.get("kind")))), said)
+    if job or entry.type not in _WANTED:
+        return None
+    came = f"⇒ {entry.error}" if entry.error else f"⇒ {_in_short(entry.result)}"
+    wanted = ", ".join(summary(data[name]) for name in _WANTED[entry.type] if data.get(name) not in ("", None, {}))
+    return Line(
+        entry.at,
+        entry.sender or "somebody",
+        JOBS,
+        entry.type,
+        f"{shortened(wanted, 36)} {came}",
+        entry.outcome,
+        entry.at - entry.taken,
+    )
+
+
+_ATTEMPTS = {"started", "ended"}
+_WANTED = {
+    "submit_job": ("tool", "arguments"),
+    "submit_request": ("message",),
+    "cancel_job": ("job",),
+    "answer_job": ("job", "answer"),
+    "retry_job": ("job",),
+}
+"""What is told of each request about a job."""
+
+
+def _in_short(job: Any) -> str:
+    """A job, in short."""
+    known = job if isinstance(job, dict) else {}
+    return f"{known.get('id', 'a job')} {known.get('state', '')}".rstrip()
 
 
 def _of_life(entry: Life) -> Line | None:

@@ -258,7 +258,8 @@ class Play:
         if not isinstance(entry, Remark) and (line := line_of(entry)) is not None:
             self.lines += 1
             if self._watch is not None:
-                self._watch(msgspec.structs.replace(line, at=line.at - self._begun_at))
+                who, to = (self._named().get(name, name) for name in (line.who, line.to))
+                self._watch(msgspec.structs.replace(line, at=line.at - self._begun_at, who=who, to=to))
 
     async def close(self) -> None:
         """Disconnect the clients."""

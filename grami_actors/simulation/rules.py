@@ -150,6 +150,7 @@ def eligible(fault: str, cell: Cell, envelope: Envelope) -> bool:
         return False
     if fault in _CRASH:  # only who is restarted
         return cell.spec.keep != "temporary" and issubclass(cell.spec.kind, (Agent, ToolActor))
-    if fault in _ON_THE_WAY and envelope.sender == cell.name:  # its own timer's: it crosses nothing
+    inside = envelope.sender == cell.name or not (envelope.sender or cell.spec.kind.listed)
+    if fault in _ON_THE_WAY and inside:  # its own timer's, or what an attempt says to its own actor: it crosses nothing
         return False
     return fault != "drop reply" or envelope.reply_to is not None
