@@ -386,6 +386,7 @@ for line in (b"nonsense", b"[1]", b"{}", b'{"type":"what"}', b"\xff\xfe\x00", b"
     send(line)
 for line in (b'"progress"', b'"progress","fraction":"x"', b'"checkpoint","data":NaN', b'"checkpoint","data":"\\ud800"',
              b'"log","text":"' + b"x" * 300000 + b'"', b'"artifact","name":"../x","path":"/etc/passwd"',
+             b'"progress","fraction":1' + b"0" * 400, b'"artifact","name":"x","path":"' + b"x" * 5000 + b'"',
              b'"artifact","name":"x","path":"/etc"', b'"artifact","name":"x","path":"/nonesuch"'):
     send(b'{"type":' + line + b"}")
 say(type="checkpoint", data="last")
@@ -396,6 +397,8 @@ os.write(channel, b'{"type":"progress","frac')
         assert end["code"] == 0
         assert [(line["type"], line["data"]) for line in attempt.record] == [("checkpoint", "last")]
         assert attempt.log.count(b"[grami] a line on the job's channel was dropped: ") == 15
+        assert attempt.log.count(b"[grami] the artifact x could not be kept: ") == 2
+        assert [path.name for path in (attempt.folder.parent / "artifacts").iterdir()] == []
 
 
 def test_what_it_said_and_printed_last_is_read_after_its_end(tmp_path: Path) -> None:
@@ -478,6 +481,28 @@ def test_an_artifact_is_kept_beside_the_attempts(tmp_path: Path) -> None:
         assert [path.name for path in kept.iterdir()] == ["b.bin"]
         assert (kept / "b.bin").read_bytes() == bytes(range(256)) * 40000
         assert [(line["name"], line["bytes"]) for line in attempt.record] == [("b.bin", 10_240_000)]
+
+
+def test_any_number_of_artifacts_that_are_told_at_once_are_kept(tmp_path: Path) -> None:
+    many = """
+os.mkdir("../../artifacts")
+for name in ("a", "../../artifacts/b"):
+    open(name, "w").write(name)
+lines = [b'{"type":"artifact","name":"b","path":"../../artifacts/b"}\\n'] * 3000
+lines += [b'{"type":"artifact","name":"a","path":"a"}\\n'] * 3
+os.write(channel, b"".join(lines))
+"""
+    with Attempt(tmp_path, program(many)) as attempt:
+        attempt.run()
+        assert [line["name"] for line in attempt.record] == ["b"] * 3000 + ["a"] * 3
+        assert {path.name for path in (attempt.folder.parent / "artifacts").iterdir()} == {"a", "b"}
+        assert attempt.log == b""
+
+
+def test_an_error_with_halves_of_characters_is_told_without_them(tmp_path: Path) -> None:
+    said = r"os.write(channel, b'{\"type\":\"error\",\"code\":\"\\udcff\",\"message\":\"no \\udcff\"}\n'); sys.exit(1)"
+    with Attempt(tmp_path, program(said)) as attempt:
+        assert attempt.run()["error"] == {"code": "?", "message": "no ?", "permanent": False}
 
 
 def test_a_job_that_reads_no_answers_holds_nobody_up(tmp_path: Path) -> None:

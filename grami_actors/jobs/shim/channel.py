@@ -23,6 +23,9 @@ LONGEST_LINE = 256 * 1024
 MOST_UNREAD = 4 * 1024 * 1024
 """Bytes that wait for a job that does not read them; more are dropped."""
 
+LONGEST_PATH = 4096
+"""Characters of the path of a file that is to be kept."""
+
 _WRAPPING = b'{"type":"result","data":}'
 """A result's line without the result; others may have spaces in it."""
 
@@ -116,7 +119,7 @@ class Channel:
 
 
 class Copy:
-    """One file that the job wants to be kept, on its way.
+    """One file that the job wants to be kept, on its way. Nothing is open before its turn comes.
 
     Args:
         source: its path.
@@ -124,53 +127,59 @@ class Copy:
         name: under which.
 
     Raises:
-        OSError: it cannot be read, or the copy not be written.
-        ValueError: the name is no plain file name, or the source no file.
+        ValueError: the name is no plain file name, or the path longer than any.
     """
 
     def __init__(self, source: str, folder: str, name: str) -> None:
-        check_name(name)
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        self.name = name
+        self.name = check_name(name)
+        if len(source) > LONGEST_PATH:
+            raise ValueError(f"the path of {name} has {len(source)} characters, at most {LONGEST_PATH}")
         self.size = 0
+        self._source = source
+        self._folder = folder
         self._path = f"{folder}/{name}"
         self._fresh = f"{folder}/.{name}.tmp"
-        self._here = os.path.realpath(source) == os.path.realpath(self._path)
-        # A FIFO without a writer would have the shim wait.
-        self._from = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        status = os.fstat(self._from)
-        if not stat.S_ISREG(status.st_mode):
-            os.close(self._from)
-            raise ValueError(f"{source[:200]} is no file")
-        if self._here:
-            self.size = status.st_size
-            self._to = -1
-        else:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-            self._to = os.open(self._fresh, flags, 0o600)
+        self._from = self._to = -1
 
     def go_on(self) -> bool:
-        """Copy some more of it; says whether it is all there. Raises OSError; then nothing is left of it."""
-        if self._here:
-            os.close(self._from)
-            return True
+        """Copy some more of it; says whether it is all there.
+
+        Raises OSError: it cannot be read, or the copy not be written; ValueError: it is no file. Then nothing is left.
+        """
         try:
+            if self._from < 0 and self._is_there():
+                self._close()
+                return True
             count = os.sendfile(self._to, self._from, None, 4 * 1024 * 1024)
             self.size += count
             if count:
                 return False
             os.fsync(self._to)
             os.rename(self._fresh, self._path)
-        except OSError:
-            self.drop()
+        except (OSError, ValueError):
+            if self._to >= 0:
+                with suppress(OSError):
+                    os.unlink(self._fresh)
+            self._close()
             raise
-        os.close(self._from)
-        os.close(self._to)
+        self._close()
         return True
 
-    def drop(self) -> None:
-        """Give it up."""
-        os.close(self._from)
-        os.close(self._to)
-        with suppress(OSError):
-            os.unlink(self._fresh)
+    def _is_there(self) -> bool:
+        """Open what is to be copied; says whether it is where it is kept already."""
+        os.makedirs(self._folder, mode=0o700, exist_ok=True)
+        # A FIFO without a writer would have the shim wait.
+        self._from = os.open(self._source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        status = os.fstat(self._from)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{self._source[:200]} is no file")
+        if os.path.realpath(self._source) == os.path.realpath(self._path):
+            self.size = status.st_size
+            return True
+        self._to = os.open(self._fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        return False
+
+    def _close(self) -> None:
+        for fd in (self._from, self._to):
+            if fd >= 0:
+                os.close(fd)

@@ -22,6 +22,9 @@ MOST_WORDS = 4_000
 MOST_OUTPUT = 64 * 1024
 """Bytes of the log that are the result of a command which sent none."""
 
+MOST_COPIES = 10_000
+"""Files that wait to be kept; more are dropped."""
+
 MOST_LOG = 64 * 1024 * 1024
 MOST_RESULT = 1024 * 1024
 """Bytes, where the spec says nothing."""
@@ -138,7 +141,7 @@ class Voice:
                 self._refuse(long.size)
             else:
                 self.note(f"a line on the job's channel was dropped: {long}")
-        except (ValueError, TypeError, KeyError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever the job says, the shim goes on
             self.note(f"a line on the job's channel was dropped: {error}")
 
     def _progress(self, line: dict[str, Any]) -> None:
@@ -155,6 +158,8 @@ class Voice:
         self.write({"type": "ask", "question": line["question"]})
 
     def _artifact(self, line: dict[str, Any]) -> None:
+        if len(self._copies) >= MOST_COPIES:
+            raise ValueError(f"{MOST_COPIES} files wait to be kept already")
         self._copies.append(Copy(os.path.join(self._work, str(line["path"])), self._kept, str(line["name"])))
 
     def _print(self, line: dict[str, Any]) -> None:
@@ -195,7 +200,7 @@ class Voice:
             if first.go_on():
                 self._copies.pop(0)
                 self.write({"type": "artifact", "name": first.name, "bytes": first.size})
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self._copies.pop(0)
             self.note(f"the artifact {first.name} could not be kept: {error}")
 
@@ -209,5 +214,6 @@ class Voice:
 
 
 def fault(message: str, code: str = "TOOL_EXECUTION_FAILED", *, permanent: bool = False) -> dict[str, Any]:
-    """An error, as exit.json has it."""
+    """An error, as exit.json has it; halves of characters, which JSON cannot say, are replaced."""
+    code, message = (each.encode(errors="replace").decode() for each in (code, message))
     return {"code": code, "message": message, "permanent": permanent}
