@@ -312,6 +312,22 @@ async def test_attachments_count_with_subscriptions_and_keep_a_connection() -> N
         assert actor.protocol.attachments == set()
 
 
+async def test_a_client_that_detaches_before_it_is_answered_hears_nothing_more() -> None:
+    async with working() as (manager, desk), raw(manager) as socket:
+        job = (await submit(socket, "hold"))["job_id"]
+        await tell(socket, type="job.attach", id=1, job_id=job)
+        await tell(socket, type="job.detach", id=2, job_id=job)
+        frames = {frame["id"]: frame for frame in (await heard(socket), await heard(socket))}
+        assert frames[1]["status"] == "success"
+        assert frames[2]["data"]["detached"] is True
+        desk.commit(job, "progress", {"fraction": 0.5})
+        assert (await answer(socket, type="job.get", id=3, job_id=job))["data"]["seq"] == 3
+        assert manager._gateway is not None
+        assert manager._gateway.watch._hearers == {}
+        (actor,) = manager._gateway._actors()
+        assert actor.protocol.attachments == set()
+
+
 async def test_a_client_that_is_gone_is_woken_no_more() -> None:
     async with working() as (manager, desk):
         async with raw(manager) as socket:

@@ -167,7 +167,7 @@ class Attachments:
         encoding: of its frames.
     """
 
-    __slots__ = ("_cell", "_encoding", "_open", "_reader", "_watch")
+    __slots__ = ("_begun", "_cell", "_encoding", "_open", "_reader", "_watch")
 
     def __init__(self, cell: Cell, reader: Reader, watch: Watch, encoding: Encoding) -> None:
         self._cell = cell
@@ -175,6 +175,7 @@ class Attachments:
         self._watch = watch
         self._encoding = encoding
         self._open: dict[str, Attachment] = {}
+        self._begun: set[Attachment] = set()  # those that are not answered yet
 
     def attach(self, job: str, after: int, look: Callable[[], Awaitable[JobView]], request: Request) -> None:
         """Answer with a look at the job, and then with its events after one; in place of those of before, if so.
@@ -187,10 +188,14 @@ class Attachments:
             try:
                 view = await look()
             except BaseException:
+                self._begun.discard(attachment)
                 if job not in self._open:
                     self._reader.protocol.attachments.discard(job)
                 raise
-            self.detach(job)
+            if attachment not in self._begun:
+                return view  # the client detached meanwhile
+            self._begun.remove(attachment)
+            self._end(job)
             if not (view.terminal and (after >= view.seq or view.expired)):
                 attachment.known = view.seq
                 self._open[job] = attachment
@@ -204,10 +209,16 @@ class Attachments:
             attachment.wake()
 
         attachment = Attachment(job, after, self._cell)
+        self._begun.add(attachment)
         self._reader.start_task(answering())
 
     def detach(self, job: str) -> bool:
-        """Tell no more of a job; whether it was told."""
+        """Tell no more of a job, also if it was just begun; whether it was told, or would have been."""
+        begun = {each for each in self._begun if each.job == job}
+        self._begun -= begun
+        return self._end(job) or bool(begun)
+
+    def _end(self, job: str) -> bool:
         self._reader.protocol.attachments.discard(job)
         attachment = self._open.pop(job, None)
         if attachment is None:
@@ -218,7 +229,7 @@ class Attachments:
     def close(self) -> None:
         """The client is gone."""
         for job in tuple(self._open):
-            self.detach(job)
+            self._end(job)
 
     def on_moved(self, moved: Moved) -> None:
         """Go on with one."""
@@ -246,7 +257,7 @@ class Attachments:
         elif error.retryable:
             self._cell.runtime.after(AGAIN, attachment.wake)
         else:
-            self.detach(attachment.job)
+            self._end(attachment.job)
             frame = JobDetached(attachment.job, str(error.error_code), error.message)
             self._reader.protocol.push(self._encoding.encode(frame))
 
@@ -261,7 +272,7 @@ class Attachments:
             reader.protocol.push(self._encoded(event))
             reader.hand_over()
             if ends(event.kind, event.data):
-                self.detach(attachment.job)
+                self._end(attachment.job)
                 return
         if attachment.stale and not attachment.page and not attachment.wanted and reader.ready():
             attachment.stale, attachment.wanted = False, max(attachment.known, 1)

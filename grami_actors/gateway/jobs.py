@@ -154,9 +154,15 @@ class Jobs:
         piece: Piece = await self._ask(asked, replace(reading(wanted), owner=asked.owner))
         return output(piece, text=asked.connection.guest.encoding.text, artifact=bool(wanted.artifact))
 
-    async def _detach(self, asked: _Asked) -> dict[str, Any]:
+    def _detach(self, asked: _Asked) -> Coroutine[Any, Any, dict[str, Any]]:
         wanted: JobDetach = asked.fields
-        return {"job_id": wanted.job_id, "detached": asked.connection.attachments.detach(wanted.job_id)}
+        # Now, and not in a task: an attach that comes behind it is another one.
+        told = {"job_id": wanted.job_id, "detached": asked.connection.attachments.detach(wanted.job_id)}
+
+        async def answered() -> dict[str, Any]:
+            return told
+
+        return answered()
 
     _ANSWERS: ClassVar[dict[str, Callable[[Jobs, _Asked], Coroutine[Any, Any, Any]]]] = {
         "job.submit": _submit,
