@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +40,22 @@ from grami_actors.job_requests import (
     SubmitJob,
     SubmitRequest,
 )
+from grami_actors.jobs.clerk import JobClerk
 from grami_actors.jobs.inside import InsideRunner
 from grami_actors.jobs.memory import MemoryStore
 from grami_actors.jobs.office import JobOffice
 from grami_actors.jobs.opening import Jobs, plan_of
 from grami_actors.jobs.runner import Attempt, Reports, Run
 from grami_actors.jobs.service import Service
+from grami_actors.jobs.sqlite import SqliteStore
+from grami_actors.jobs.state_dir import StateDirectory
 from grami_actors.messages import Message
 from grami_actors.schedules import Schedule
 from grami_actors.swarm import Swarm
 from grami_actors.system import ActorSystem
 from grami_actors.telemetry import Doubted, JobChanged
 from grami_actors.tools import tool
+from tests.conftest import turns_until
 
 OPEN: dict[str, asyncio.Event] = {}
 """What a job waits for, by name."""
@@ -169,6 +175,12 @@ class Desk:
         order = order or Order()
         job = await self.ask(SubmitJob(tool=tool, arguments=arguments, order=order, owner=owner))
         return self.handle(job.id)
+
+    @property
+    def office(self) -> JobOffice:
+        """The actor itself."""
+        office: Any = self.system.table.cells[JOBS].ref._actor_weakref()
+        return office
 
     def handle(self, job: str) -> JobHandle:
         async def ask(request: Any, _: float) -> Any:
@@ -330,6 +342,29 @@ async def test_a_job_whose_turn_does_not_come_in_time_is_timed_out_and_never_run
         let("first")
         await first.result()
         assert BEGUN == ["first"]
+
+
+async def test_a_cancel_while_those_that_waited_for_too_long_are_ended_keeps_none_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    go_on, amend = threading.Event(), SqliteStore.amend
+
+    def slow(store: SqliteStore, job: str, fields: dict[str, Any]) -> Job:
+        go_on.wait(20)
+        return amend(store, job, fields)
+
+    monkeypatch.setattr(SqliteStore, "amend", slow)
+    async with opened(jobs_running=1) as desk:
+        await desk.submit("held", name="first")
+        together = Order(not_before=desk.system.wall() + 0.1)
+        one, two, three = [await desk.submit("impatient", together) for _ in range(3)]
+        cancelled = asyncio.ensure_future(desk.ask(CancelJob(two.id)))
+        await turns_until(lambda: desk.office._queue.waiting == 2)  # the first of them is about to be written down
+        go_on.set()
+        assert (await cancelled).state is State.CANCELLED
+        for job in (one, three):
+            await desk.until(job.id, State.TIMED_OUT)
+        let("first")
 
 
 async def test_a_deadline_ends_a_job_that_waits_and_one_that_runs() -> None:
@@ -576,6 +611,33 @@ async def test_a_schedule_submits_each_firing_once_also_after_a_restart(tmp_path
         keys = [job.order.idempotency_key for job in again]
         assert len(set(keys)) == len(keys)
         assert {job.owner for job in again} == {"scheduler"}
+
+
+async def test_a_server_whose_store_cannot_be_read_any_more_lets_go_of_it(tmp_path: Path) -> None:
+    async with opened(tmp_path) as desk:
+        job = await desk.submit("held", name="a")
+        await desk.until(job.id, State.RUNNING)
+        with closing(sqlite3.connect(tmp_path / "jobs.db", isolation_level=None)) as db:
+            db.execute("UPDATE jobs SET data = x'00'")
+    directory = StateDirectory(tmp_path)
+    directory.lock()
+    directory.release()
+
+
+async def test_all_that_is_kept_for_long_enough_is_cleared_away_at_once(tmp_path: Path) -> None:
+    async with opened(tmp_path, jobs_keep_days=0) as desk:
+        await (await desk.submit("double", number=1)).result()
+        with closing(sqlite3.connect(tmp_path / "jobs.db", isolation_level=None)) as db:
+            db.execute(
+                "WITH RECURSIVE n(i) AS (SELECT 2 UNION SELECT i + 1 FROM n WHERE i < 1200) INSERT INTO jobs SELECT i, "
+                "id || i, owner, key, tool, parent, detached, state, ended, expired, wakes, data FROM jobs, n"
+            )
+        office = desk.office
+        clerk = JobClerk.__new__(JobClerk)
+        clerk._service = office._service
+        await clerk._clean()
+        with closing(sqlite3.connect(tmp_path / "jobs.db")) as db:
+            assert db.execute("SELECT count(*) FROM jobs WHERE NOT expired").fetchone() == (0,)
 
 
 async def test_jobs_are_opened_when_somebody_first_wants_one(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -223,7 +224,9 @@ def test_a_backup_while_a_server_runs_can_be_used_in_its_place(directory: StateD
     (folder / "shim.lock").touch()
     os.mkfifo(folder / "poke")
     os.mkfifo(directory.wake)
+    (tmp_path / "copy").mkdir(mode=0o755)
     assert directory.backup(tmp_path / "copy") > 4096
+    assert stat.S_IMODE((tmp_path / "copy").stat().st_mode) == 0o700
     add(store, "job_b")
     copy = StateDirectory(tmp_path / "copy")
     assert sorted(each.name for each in copy.attempt_folder("job_a", 1).iterdir()) == ["log.000000000000"]

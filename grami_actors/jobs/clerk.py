@@ -103,9 +103,8 @@ class JobClerk(Actor):
     async def _clean(self) -> None:
         service, now = self._service, self._service.time()
         try:
-            retired = await service.ledger.do(lambda store: retire(store, now, service.plan.keep))
+            while retired := await service.ledger.do(lambda store: retire(store, now, service.plan.keep)):
+                if not service.system.simulated:
+                    await asyncio.to_thread(discard, service.folder, retired)
         except StoreError as error:
             service.doubt(f"jobs that are over cannot be cleared away now: {error.message}")
-            return
-        if not service.system.simulated:
-            await asyncio.to_thread(discard, service.folder, retired)

@@ -217,8 +217,8 @@ class JobOffice(Actor):
         try:
             now = self._service.time()
             for job in self._queue.overdue(now):
-                self._queue.remove(job.id)
-                await self._finish(overdue(job, now))
+                if self._queue.remove(job.id):  # else somebody cancelled it while another one was written down
+                    await self._finish(overdue(job, now))
             while not self._halted and (first := self._queue.next(self._service.time())) is not None:
                 await self._launch(first.id)
         finally:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 
 from grami_actors.actor import Actor
 from grami_actors.config import Config
-from grami_actors.errors import AgentUnavailable, ConfigError, DeadlineExceeded, ErrorCode, ProtocolError, Reject
+from grami_actors.errors import ConfigError, ErrorCode, GramiError, ProtocolError, Reject
 from grami_actors.job_requests import JOBS
 from grami_actors.jobs.admission import Bounds
 from grami_actors.jobs.commands import Command
@@ -138,7 +138,8 @@ class Jobs:
             await self._system.stop(door)
         if self._office is not None:
             office, self._office = self._office, None
-            with contextlib.suppress(AgentUnavailable, DeadlineExceeded):
+            # Whatever it says, a store that cannot be read too: what is open is closed.
+            with contextlib.suppress(GramiError):
                 await self._system.ask(office, Halt(everything=self._mortal), timeout=grace)
             await self._system.stop(office)
         await self._opened.aclose()

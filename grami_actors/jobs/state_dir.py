@@ -156,6 +156,7 @@ class StateDirectory:
             target.mkdir(mode=0o700, parents=True, exist_ok=True)
             if any(target.iterdir()):
                 raise ConfigError(f"{target} is not empty: a backup is made into a folder of its own")
+            target.chmod(0o700)  # one that was there may be open to others
             with closing(self._connect()) as db, closing(sqlite_schema.connect(target / "jobs.db")) as copy:
                 db.backup(copy)
             for folder, _, names in os.walk(self.jobs):
