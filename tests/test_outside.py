@@ -164,6 +164,21 @@ async def test_a_command_is_started_once_and_its_end_is_told_with_its_output(tmp
             os.waitpid(AttemptFolder(server.path(told.job)).read("run.json")["pid"], os.WNOHANG)
 
 
+async def test_a_variable_of_the_server_that_is_no_text_is_in_no_job_and_keeps_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LC_ALL", "\udcff")
+    async with serving(tmp_path) as server:
+        _, told = await server.begun("shell", text="echo ${LC_ALL-none}")
+        assert (await told.end()).result == {"exit_code": 0, "output": "none\n"}
+        monkeypatch.setattr(sys, "path", [*sys.path, "/\udcff"])
+        _, other = await server.begun("count", to=1)
+        outcome = await other.end()
+        assert (outcome.kind, outcome.permanent) == ("unstarted", True)
+        assert "cannot be written down" in outcome.message
+        assert not server.runner.runs
+
+
 async def test_an_exit_code_and_a_signal_are_told_as_they_were(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         _, one = await server.begun("shell", text="exit 7")

@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import tempfile
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grami_actors.jobs.shim.loop import Loop
-from grami_actors.jobs.shim.record import MOST_PROGRESS, Record
+from grami_actors.jobs.shim.record import MOST_PROGRESS, MOST_WAITING, Record
 from grami_actors.jobs.shim.segments import Log
 from grami_actors.jobs.shim.server import Server
 from tests.attempts import PATIENCE, Attempt, program, shell
@@ -461,6 +462,27 @@ def test_progress_is_thinned_out_and_never_moved_past_anything_else(steps: list[
         assert [each for each in kept if each[0] != "progress"] == [each for each in said if each[0] != "progress"]
         runs = sum(1 for a, b in zip([("", 0), *said], said, strict=False) if b[0] == "progress" != a[0])
         assert sum(kind == "progress" for kind, _ in kept) <= 5 + runs + MOST_PROGRESS * int(now - 10)
+
+
+def test_of_lines_that_a_full_disk_does_not_take_few_wait_and_the_others_are_counted(tmp_path: Path) -> None:
+    record = Record(f"{tmp_path}/record")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))  # for this process, no file takes anything
+    try:
+        for number in range(100):
+            record.add({"type": "checkpoint", "data": "x" * 100_000, "number": number}, 1.0)
+            record.flush(1.0)
+        waiting = list(map(len, record._lines))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert sum(waiting) <= MOST_WAITING
+    assert len(waiting) < 50
+    assert record.flush(1.0) is None
+    assert not record.waiting
+    os.close(record._fd)
+    lines = [json.loads(line) for line in Path(tmp_path, "record").read_bytes().splitlines()]
+    assert [line["number"] for line in lines[:-1]] == list(range(len(lines) - 1))
+    assert (lines[-1]["type"], lines[-1]["lines"]) == ("dropped", 100 - (len(lines) - 1))
 
 
 def test_a_thousand_steps_a_second_are_written_and_the_last_one_in_any_case(tmp_path: Path) -> None:

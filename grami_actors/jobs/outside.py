@@ -116,6 +116,9 @@ class OutsideRun:
             except OSError as error:
                 code = ErrorCode.RESOURCE_EXHAUSTED if error.errno in _EXHAUSTED else ErrorCode.INTERNAL_ERROR
                 return self._end(unstarted(self._runner.clock(), code, describe(error)))
+            except UnicodeError as error:  # a path of the server, or a variable of the command, is no text
+                text = f"what it is started with cannot be written down: {describe(error)}"
+                return self._end(unstarted(self._runner.clock(), ErrorCode.INTERNAL_ERROR, text, permanent=True))
             if await self._is_begun():
                 return self._go_on()
             if spawned:

@@ -46,7 +46,8 @@ def spec_of(job: Job, served: Tool[..., Any] | None, wake: Path, now: float) -> 
         "mark": mark,
         "argv": None if command is None else command.fill(job.arguments),
         "python": _function(served, job.arguments) if command is None else None,
-        "environ": inherited() | named | {MARK: mark},
+        # What is no text cannot be written down.
+        "environ": {name: value for name, value in inherited().items() if _is_text(value)} | named | {MARK: mark},
         "cwd": None if command is None else command.cwd,
         "timeout": terms.attempt_timeout,
         "deadline": None if job.expires_at is None else max(0.0, job.expires_at - now),
@@ -59,6 +60,10 @@ def spec_of(job: Job, served: Tool[..., Any] | None, wake: Path, now: float) -> 
         "wake": str(wake.absolute()),
         "checkpoint": job.checkpoint,
     }
+
+
+def _is_text(value: str) -> bool:
+    return value.encode(errors="ignore").decode() == value
 
 
 def _function(served: Tool[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:

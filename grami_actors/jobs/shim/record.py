@@ -65,10 +65,10 @@ class Record:
         if self._held is not None and (all_of_it or now - self._window >= 1.0):
             self._window, self._used = now, 1
             self._release()
-        if self._dropped and self._bytes <= MOST_WAITING:
-            dropped, self._dropped = self._dropped, 0
-            self._lines.append(encoded({"type": "dropped", "lines": dropped, "at": time.time()}) + b"\n")
-        if self._lines and not self._write(b"".join(self._lines)):
+        data = b"".join(self._lines)
+        if self._dropped:
+            data += encoded({"type": "dropped", "lines": self._dropped, "at": time.time()}) + b"\n"
+        if data and not self._write(data):
             return now + 0.5
         return None if self._held is None else self._window + 1.0
 
@@ -92,5 +92,5 @@ class Record:
             os.ftruncate(self._fd, size)
             self.failed = True
             return False
-        self._lines, self._bytes, self.failed = [], 0, False
+        self._lines, self._bytes, self._dropped, self.failed = [], 0, 0, False
         return True
