@@ -118,10 +118,14 @@ class AnswerJob(msgspec.Struct, frozen=True):
 
 
 class RetryJob(msgspec.Struct, frozen=True):
-    """Accept a new job with the tool, arguments and order of one that is at its end, but without its key."""
+    """Accept a new job with the tool, arguments and order of one that is at its end, but without its key.
+
+    ``scopes``: what its owner may do now; ``None``: what they might do then.
+    """
 
     job: str
     owner: str | None = None
+    scopes: tuple[str, ...] | None = None
 
 
 class ReadEvents(msgspec.Struct, frozen=True):

@@ -208,7 +208,9 @@ class Desk(Actor):
     async def retry(self, wanted: RetryJob) -> Job:
         old = self.find(wanted.job, wanted.owner)
         order = replace(old.order, idempotency_key=None)
-        new = self.new(old.tool, old.arguments, old.digest, SubmitJob(tool=old.tool, arguments={}, owner=old.owner))
+        scopes = old.scopes if wanted.scopes is None else wanted.scopes
+        again = SubmitJob(tool=old.tool, arguments={}, owner=old.owner, scopes=scopes)
+        new = self.new(old.tool, old.arguments, old.digest, again)
         return self.accept(replace(new, order=order), self.messages.get(old.id))
 
     async def read_events(self, wanted: ReadEvents) -> Any:

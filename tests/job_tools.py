@@ -66,6 +66,15 @@ def ask(ctx: JobContext) -> object:
     return [ctx.ask_input("first?"), ctx.ask_input("second?")]
 
 
+async def asks_twice(ctx: JobContext) -> list[object]:
+    first = asyncio.create_task(ctx.ask_input("first?"))
+    try:
+        ctx.ask_input("too soon?")
+    except RuntimeError as error:
+        return [await first, str(error), await ctx.ask_input("second?")]
+    return []
+
+
 async def ask_awaited(ctx: JobContext) -> object:
     return [await ctx.ask_input("first?"), await ctx.ask_input("second?")]
 

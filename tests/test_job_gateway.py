@@ -229,6 +229,23 @@ async def test_a_retry_takes_the_right_that_its_tool_takes_now() -> None:
         ] == "PERMISSION_DENIED"
 
 
+async def test_a_retry_runs_with_the_scopes_that_its_owner_has_now(tmp_path: Path) -> None:
+    rules = (Rule(send=("*",)), Rule(principals=("root",), admin=True))
+    store = KeyStore(tmp_path / "keys.json")
+    wide, narrow, root = (
+        {"Authorization": f"Bearer {store.create(name, scopes, now=time.time())[1]}"}
+        for name, scopes in (("ann", ["wide", "other"]), ("ann", ["narrow"]), ("root", ["mighty"]))
+    )
+    async with working(rules=rules, auth=("keys",), keys_file=store.path) as (manager, desk):
+        async with raw(manager, additional_headers=wide) as ann:
+            job = (await submit(ann))["job_id"]
+            await done(ann, job)
+        for headers, scopes in ((narrow, ("narrow",)), (root, ("other", "wide"))):
+            async with raw(manager, additional_headers=headers) as socket:
+                view = (await answer(socket, type="job.retry", id=1, job_id=job))["data"]
+                assert (view["owner"], desk.jobs[view["job_id"]].scopes) == ("ann", scopes)
+
+
 async def test_jobs_are_submitted_no_faster_than_the_rates_allow() -> None:
     rates = (Rate(per_second=0.01, burst=1, types=("job.submit", "echo")),)
     async with working(rates=rates) as (manager, _), raw(manager) as socket:

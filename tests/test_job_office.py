@@ -396,6 +396,7 @@ async def test_a_job_at_its_end_can_be_submitted_again_and_one_under_way_cannot(
         assert again.id != job.id
         assert again.order.idempotency_key is None
         assert await desk.handle(again.id).result() == 6
+        assert (await desk.ask(RetryJob(job.id, scopes=("few",)))).scopes == ("few",)
         held_one = await desk.submit("held", name="x")
         with pytest.raises(JobError, match="cancel it first"):
             await desk.ask(RetryJob(held_one.id))

@@ -117,6 +117,16 @@ def test_questions_are_answered_in_their_order(tmp_path: Path, function: str) ->
         assert attempt.result == [{"answer": 0}, {"answer": 1}]
 
 
+def test_a_second_question_is_refused_while_the_first_is_open_and_no_other(tmp_path: Path) -> None:
+    with Attempt(tmp_path, python=python("asks_twice")) as attempt:
+        shim = attempt.start()
+        for number in (1, 2):
+            attempt.until(lambda number=number: len(attempt.record) == number)
+            attempt.order(input=number)
+        assert shim.wait(PATIENCE) == 0
+        assert attempt.result == [1, "the job waits for the answer to another question already", 2]
+
+
 @pytest.mark.parametrize(
     ("function", "told"), [("until_cancelled", b"ends in good order"), ("cleans_up", b"cleans up")]
 )

@@ -140,9 +140,11 @@ class Jobs:
         """It is new work: what its owner was allowed to do then counts for nothing now."""
         wanted: JobRetry = asked.fields
         job: Job = await self._ask(asked, GetJob(wanted.job_id, asked.owner))
-        if not self._may_run(asked.principal, job.tool):
-            raise PermissionDenied(f"{asked.principal.name!r} may not run {job.tool!r}")
-        return await self._viewed(asked, RetryJob(wanted.job_id, asked.owner))
+        whose = asked.principal
+        if not self._may_run(whose, job.tool):
+            raise PermissionDenied(f"{whose.name!r} may not run {job.tool!r}")
+        scopes = tuple(sorted(whose.scopes)) if whose.name == job.owner else None
+        return await self._viewed(asked, RetryJob(wanted.job_id, asked.owner, scopes))
 
     def _may_run(self, principal: Principal, tool: str) -> bool:
         if tool.startswith(REQUEST):

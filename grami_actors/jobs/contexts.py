@@ -41,6 +41,7 @@ class ChannelContext(JobContext):
         self._fd = fd
         self._on_cancel = on_cancel
         self._lock = threading.Lock()
+        self._asking = threading.Lock()
         self._cancelled = threading.Event()
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         threading.Thread(target=self._listen, name="grami-job", daemon=True).start()
@@ -105,8 +106,17 @@ class ChannelContext(JobContext):
         self._say({"type": "artifact", "name": name, "path": str(path)})
 
     def ask_input(self, question: Any) -> Any:
-        """Wait for an answer; on a running loop, an awaitable of it. Raises Cancelled: the job is to end."""
-        self._say({"type": "ask", "question": question})
+        """Wait for an answer; on a running loop, an awaitable of it.
+
+        Raises Cancelled: the job is to end; RuntimeError: it waits for another answer already.
+        """
+        if not self._asking.acquire(blocking=False):
+            raise RuntimeError("the job waits for the answer to another question already")
+        try:
+            self._say({"type": "ask", "question": question})
+        except BaseException:
+            self._asking.release()
+            raise
         asyncio = sys.modules.get("asyncio")  # only who imported it has a loop
         if asyncio is not None and asyncio._get_running_loop() is not None:
             return asyncio.to_thread(self._answer)
@@ -114,6 +124,7 @@ class ChannelContext(JobContext):
 
     def _answer(self) -> Any:
         answer = self._answers.get()
+        self._asking.release()
         if answer is _NONE:
             self._answers.put(_NONE)  # also for who asks next
             raise Cancelled("the job is to end")

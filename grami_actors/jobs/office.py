@@ -364,7 +364,8 @@ class JobOffice(Actor):
         tool = self._service.tools.get(job.tool)
         if tool is None:
             raise DestinationNotFound(f"there is no tool {job.tool!r} any more")
-        return await self._accept(_new(job, order=order, terms=tool.terms, runner=tool.runner))
+        scopes = job.scopes if wanted.scopes is None else wanted.scopes
+        return await self._accept(_new(job, order=order, terms=tool.terms, runner=tool.runner, scopes=scopes))
 
     async def _events(self, wanted: ReadEvents) -> list[JobEvent]:
         service, until = self._service, self.now() + wanted.wait
