@@ -186,10 +186,6 @@ class Piece(msgspec.Struct, frozen=True):
         return self.offset + len(self.data)
 
 
-JobRequest = SubmitJob | SubmitRequest | GetJob | ListJobs | CancelJob | AnswerJob | RetryJob | ReadEvents | ReadOutput
-"""All that the actor takes."""
-
-
 def ended(job: Job) -> JobEnded:
     """What is told of a job's end."""
     error = "" if job.fault is None else job.fault.message

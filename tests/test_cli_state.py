@@ -75,7 +75,7 @@ def made(path: Path, **ended_days_ago: float | None) -> dict[str, str]:
             store.add(job)
             if days is not None:
                 store.change(Change(job=job.id, step=Step.CANCEL, at=at))
-        directory.attempt_folder(job.id, 1).mkdir(parents=True)
+        (directory.jobs / job.id / "1").mkdir(parents=True)
         ids[name] = job.id
     store.close()
     return ids

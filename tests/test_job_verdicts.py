@@ -238,8 +238,3 @@ def test_a_job_that_never_got_its_turn_says_so() -> None:
     change = verdicts.overdue(job(state=State.QUEUED, attempt=0, queue_expires_at=NOW, expires_at=NOW + 1), NOW)
     assert (change.step, change.fields["reason"]) == (Step.TIME_OUT, "queue_timeout")
     assert "waited longer for its turn" in text(change)
-
-
-def test_a_server_that_starts_adopts_what_had_a_slot_and_lets_the_rest_wait() -> None:
-    found = {state for state in set(State) - TERMINAL if verdicts.recover(job(state=state)) == "adopt"}
-    assert found == ALIVE

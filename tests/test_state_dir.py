@@ -52,7 +52,7 @@ def add(store: SqliteStore, name: str, *steps: Step, at: float = 1.0) -> None:
 
 
 def put(directory: StateDirectory, job: str, *, age: float = 0.0, now: float = 1e6) -> Path:
-    folder = directory.attempt_folder(job, 1)
+    folder = directory.jobs / job / "1"
     folder.mkdir(parents=True)
     (folder / "log.000000000000").write_bytes(b"output")
     os.utime(directory.jobs / job, (now - age, now - age))
@@ -229,7 +229,7 @@ def test_a_backup_while_a_server_runs_can_be_used_in_its_place(directory: StateD
     assert stat.S_IMODE((tmp_path / "copy").stat().st_mode) == 0o700
     add(store, "job_b")
     copy = StateDirectory(tmp_path / "copy")
-    assert sorted(each.name for each in copy.attempt_folder("job_a", 1).iterdir()) == ["log.000000000000"]
+    assert sorted(each.name for each in (copy.jobs / "job_a" / "1").iterdir()) == ["log.000000000000"]
     assert copy.check().sound
     assert not copy.wake.exists()
     copy.make()

@@ -32,11 +32,3 @@ class Keep(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(
                 f"results of jobs are kept for {self.results:g} s, keys for {self.keys:g} s; keys must outlive results"
             )
-
-    def expire_before(self, now: float) -> float:
-        """Jobs that ended before then have their results removed: ``finished_before`` of ``JobStore.over``."""
-        return now - self.results
-
-    def forget_before(self, now: float) -> float:
-        """Jobs that ended before then are forgotten."""
-        return now - self.keys

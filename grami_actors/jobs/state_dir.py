@@ -69,10 +69,6 @@ class StateDirectory:
         self.wake = self.jobs / "wake"
         self._lock: int | None = None
 
-    def attempt_folder(self, job: str, attempt: int) -> Path:
-        """Where the files of an attempt are."""
-        return self.jobs / job / str(attempt)
-
     def make(self) -> None:
         """Make it, for nobody but its owner. Raises ConfigError: it cannot be made, written, or be closed to others."""
         try:

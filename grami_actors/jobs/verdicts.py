@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import random
 import signal
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -87,15 +87,6 @@ def overdue(job: Job, at: float) -> Change:
         return _end_of_wait(job, Step.TIME_OUT, "deadline", fault, at)
     fault = Fault(ErrorCode.TOOL_TIMEOUT, "it waited longer for its turn than its tool's queue_timeout allows")
     return _end_of_wait(job, Step.TIME_OUT, "queue_timeout", fault, at)
-
-
-def recover(job: Job) -> Literal["wait", "adopt"]:
-    """What a server that starts does with a job that is not at its end.
-
-    ``wait``: put it into the queue. ``adopt``: give it a slot, and have its runner find out what became of its attempt,
-    which may not even have been started.
-    """
-    return "adopt" if job.state.alive else "wait"
 
 
 def _is_unwanted(job: Job, outcome: Outcome) -> bool:

@@ -26,10 +26,6 @@ class Loop:
         self._readers[fd] = reader
         self._poll.register(fd, select.POLLIN)
 
-    def watches(self, fd: int) -> bool:
-        """Whether it does."""
-        return fd in self._readers
-
     def push(self, fd: int, *, wanted: bool) -> None:
         """Call its reader when the descriptor can be written, too; or no longer."""
         if fd in self._readers:
