@@ -137,7 +137,7 @@ class InsideContext(JobContext):
         if self._log is not None:
             self._log.write(line)
         with self._lock:
-            self._logged += len(line)
+            self._logged = self._logged + len(line) if self._log is None else self._log.end
             self._wake(self._next_log)
 
     def checkpoint(self, data: Any) -> None:
