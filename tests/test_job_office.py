@@ -16,6 +16,7 @@ from grami_actors.agent import Agent, handles
 from grami_actors.config import Config
 from grami_actors.errors import (
     Cancelled,
+    ConfigError,
     DestinationNotFound,
     ErrorCode,
     GramiError,
@@ -621,6 +622,17 @@ async def test_a_server_whose_store_cannot_be_read_any_more_lets_go_of_it(tmp_pa
         with closing(sqlite3.connect(tmp_path / "jobs.db", isolation_level=None)) as db:
             db.execute("UPDATE jobs SET data = x'00'")
     directory = StateDirectory(tmp_path)
+    directory.lock()
+    directory.release()
+
+
+async def test_what_stands_in_the_place_of_the_pipe_is_told_to_the_operator(tmp_path: Path) -> None:
+    directory = StateDirectory(tmp_path)
+    directory.make()
+    directory.wake.mkdir()
+    with pytest.raises(ConfigError, match=r"jobs/wake cannot be made a pipe: .*remove it"):
+        async with opened(tmp_path):
+            pass
     directory.lock()
     directory.release()
 

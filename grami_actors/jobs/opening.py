@@ -123,7 +123,11 @@ class Jobs:
         service.ledger.open()
         wakes = Wakes(directory.wake)
         opened.callback(wakes.close)
-        wakes.open()
+        try:
+            wakes.open()
+        except OSError as error:
+            text = f"{wakes.path} cannot be made a pipe: {error.strerror}; remove it, or use another --state-dir"
+            raise ConfigError(text) from error
         inside = InsideRunner(self._system, service.tools)
         opened.callback(inside.close)
         outside = OutsideRunner(wakes, service.tools, service.time, mortal=self._mortal)
