@@ -272,6 +272,12 @@ def test_time_that_is_over_ends_a_job(tmp_path: Path, reason: str) -> None:
         assert end["at"] - end["started_at"] >= 0.1
 
 
+@pytest.mark.parametrize("seconds", [30 * 86_400, 1e300])
+def test_a_time_far_away_is_none_to_stumble_over(tmp_path: Path, seconds: float) -> None:
+    with Attempt(tmp_path, ["sleep", "0.05"], timeout=seconds, deadline=seconds) as attempt:
+        assert (attempt.run()["code"], attempt.exit["reason"]) == (0, "")
+
+
 @pytest.mark.slow
 def test_a_heart_that_beats_and_a_question_that_is_open_are_no_silence(tmp_path: Path) -> None:
     beats = "for _ in range(8):\n    say(type='heartbeat'); time.sleep(0.05)\n"

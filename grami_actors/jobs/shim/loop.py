@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     Action = Callable[[], None]
 
 
+LONGEST_WAIT = 3600.0
+"""Seconds; poll(2) cannot wait for more than 24 days, and there is no harm in a look once an hour."""
+
+
 class Loop:
     """Calls what is to be done when a descriptor can be read, or a moment of the monotonic clock has come."""
 
@@ -63,7 +67,7 @@ class Loop:
         if not wait:
             timeout = 0.0
         elif self._due:
-            timeout = max(0.0, min(self._due.values()) - time.monotonic()) * 1000 + 0.5
+            timeout = min(max(0.0, min(self._due.values()) - time.monotonic()), LONGEST_WAIT) * 1000 + 0.5
         self._read(timeout)
 
     def drain(self, until: float) -> None:
