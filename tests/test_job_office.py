@@ -574,6 +574,20 @@ async def test_an_agent_is_woken_even_if_it_fails_at_first() -> None:
         assert nobody.value.param == "$.wake"
 
 
+@pytest.mark.parametrize("name", [JOBS, "jobs/clerk", "router", "tool:ordinary", "sloth"])
+async def test_nobody_is_woken_who_has_no_handler_for_the_end_of_a_job(name: str) -> None:
+    class Sloth(Agent):
+        @handles(Work)
+        def work(self, _: Work) -> None:
+            pass
+
+    async with opened(swarm=Swarm([Sloth], TOOLS)) as desk:
+        with pytest.raises(ProtocolError) as refused:
+            await desk.submit("double", Order(wake=name), number=1)
+        assert (refused.value.error_code, refused.value.param) == (ErrorCode.VALIDATION_FAILED, "$.wake")
+        assert await (await desk.submit("double", number=2)).result() == 4
+
+
 async def test_an_agent_is_woken_by_the_next_server_if_this_one_had_no_time(tmp_path: Path) -> None:
     class Deaf(Agent, name="planner"):
         @handles(JobEnded)

@@ -53,6 +53,7 @@ from grami_actors.jobs.verdicts import cancelled, overdue
 from grami_actors.messages import Envelope, Terminated, type_name
 from grami_actors.ref import Ref
 from grami_actors.restarts import RestartPolicy
+from grami_actors.router import Fanout
 
 AGAIN = 1.0
 """Seconds after which an attempt whose actor gave up gets another one."""
@@ -199,10 +200,18 @@ class JobOffice(Actor):
 
     def _check_wake(self, name: str) -> None:
         try:
-            self._cell.runtime.resolve(name, JobEnded("", "", ""))
-        except DestinationNotFound:
-            text = f"there is no agent {name!r} to be told of the job's end"
-            raise ProtocolError(text, code=ErrorCode.VALIDATION_FAILED, param="$.wake") from None
+            self._woken(name, JobEnded("", "", ""))
+        except DestinationNotFound as error:
+            raise ProtocolError(error.message, code=ErrorCode.VALIDATION_FAILED, param="$.wake") from None
+
+    def _woken(self, name: str, message: JobEnded) -> Any:
+        """Who is told. Raises DestinationNotFound: nobody has this name, or has a handler for that."""
+        found = self._cell.runtime.resolve(name, message)
+        cells = found.cells() if isinstance(found, Fanout) else (found,)
+        # Names of ours are names, too, and our actors fail of a message that they do not know.
+        if any(JobEnded not in getattr(each.spec.kind, "handlers", ()) for each in cells):
+            raise DestinationNotFound(f"there is no agent {name!r} that handles JobEnded, to be told of the job's end")
+        return found
 
     # --- starting ---
 
@@ -288,7 +297,7 @@ class JobOffice(Actor):
         for wait in WAKES:
             await asyncio.sleep(wait)
             try:
-                await self._cell.runtime.resolve(job.order.wake, ended(job)).ask(ended(job))
+                await self._woken(job.order.wake, ended(job)).ask(ended(job))
             except Exception as error:  # noqa: BLE001 - whatever the agent raises
                 failure = error
             else:
