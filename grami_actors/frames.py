@@ -151,7 +151,7 @@ class JobSubmit(msgspec.Struct):
     priority: Annotated[int, msgspec.Meta(ge=-1000, le=1000)] = 0
     concurrency_key: Annotated[str, msgspec.Meta(max_length=128)] = ""
     not_before: Annotated[str, msgspec.Meta(max_length=64, extra_json_schema={"format": "date-time"})] | None = None
-    deadline_ms: Annotated[int, msgspec.Meta(gt=0)] | None = None
+    deadline_ms: Annotated[int, msgspec.Meta(gt=0, le=2**53)] | None = None
     detached: bool = False
     wake: Annotated[str, msgspec.Meta(max_length=256)] = ""
 

@@ -120,9 +120,14 @@ class Output(msgspec.Struct, frozen=True, omit_defaults=True):
 Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
+_FIRST, _LAST = -62_135_596_800.0, 253_402_300_799.0
+"""The years 1 and 9999: RFC 3339 has no others. What is far away all the same is as far as can be said."""
+
+
 def rfc3339(at: float) -> str:
     """A time, in seconds since the epoch, as RFC 3339 has it: UTC, to the millisecond."""
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    told = datetime.fromtimestamp(min(max(at, _FIRST), _LAST), UTC)
+    return told.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _time(at: float | None) -> str | None:

@@ -275,7 +275,7 @@ class ServerProtocol(Answers):
         message = self._setting.catalog.decode(header, frame, self._encoding, allowed)
         self._admit(header)
         if header.background:
-            deadline = None if header.timeout_ms is None else header.timeout_ms / 1000
+            deadline = None if header.timeout_ms is None else min(header.timeout_ms, 2**53) / 1000
             order = Order(idempotency_key=header.idempotency_key, deadline=deadline)
             job = SubmitRequest(message=message, to=header.to, order=order)
             return Control(self._open(header, now).key, BACKGROUND, job, self._limits.request_timeout_ms / 1000)

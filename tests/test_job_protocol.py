@@ -121,6 +121,7 @@ def test_a_cancel_with_a_job_is_the_other_word_for_it() -> None:
         ({"type": "job.submit", "tool": "t", "not_before": "tomorrow"}, "VALIDATION_FAILED", "$.not_before"),
         ({"type": "job.submit", "tool": "t", "not_before": "2030-01-31T12:00:00"}, "VALIDATION_FAILED", "$.not_before"),
         ({"type": "job.submit", "tool": "t", "deadline_ms": 0}, "VALIDATION_FAILED", "$.deadline_ms"),
+        ({"type": "job.submit", "tool": "t", "deadline_ms": 10**400}, "VALIDATION_FAILED", "$.deadline_ms"),
         ({"type": "job.submit", "tool": "t", "idempotency_key": ""}, "INVALID_MESSAGE", "$.idempotency_key"),
         ({"type": "job.submit", "tool": "t", "background": True}, "INVALID_MESSAGE", "$.background"),
         ({"type": "job.get"}, "VALIDATION_FAILED", "$.job_id"),
@@ -221,6 +222,17 @@ def test_a_view_says_nothing_where_there_is_nothing_to_say() -> None:
         "arguments": {"n": 1},
     }
     assert "arguments" not in msgspec.to_builtins(view(JOB, whole=False))
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_a_view_tells_any_time_in_the_years_that_there_are(at: float) -> None:
+    told = view(msgspec.structs.replace(JOB, due_at=at, expires_at=at))
+    assert told.due_at == told.expires_at
+    assert msgspec.convert(told.due_at, datetime).tzinfo is not None
+
+
+def test_a_request_in_the_background_may_have_any_timeout() -> None:
+    assert ask(protocol(), type="task", background=True, timeout_ms=10**400).fields.order.deadline == 2**53 / 1000
 
 
 def test_a_view_tells_how_it_ended() -> None:
