@@ -408,6 +408,16 @@ os.write(channel, b'{"type":"progress","frac')
         assert [path.name for path in (attempt.folder.parent / "artifacts").iterdir()] == []
 
 
+def test_a_question_that_cannot_be_written_is_no_question_that_stands_in_the_way_of_the_next(tmp_path: Path) -> None:
+    asks = "say(type='ask', question=float('nan'))\nsay(type='ask', question='on?')\nos.read(channel, 1000)\n"
+    with Attempt(tmp_path, program(asks)) as attempt:
+        shim = attempt.start()
+        attempt.until(lambda: attempt.record)
+        attempt.order(input="yes")
+        assert shim.wait(PATIENCE) == 0
+        assert (attempt.exit["code"], attempt.record[0]["question"]) == (0, "on?")
+
+
 def test_what_it_said_and_printed_last_is_read_after_its_end(tmp_path: Path) -> None:
     # The shim stands still while the job says more than is read at once, and ends.
     last = """

@@ -154,8 +154,8 @@ class Voice:
     def _ask(self, line: dict[str, Any]) -> None:
         if self.asking:
             raise ValueError("the job waits for the answer to another question already")
-        self.asking = True
         self.write({"type": "ask", "question": line["question"]})
+        self.asking = True
 
     def _artifact(self, line: dict[str, Any]) -> None:
         if len(self._copies) >= MOST_COPIES:
