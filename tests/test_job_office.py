@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -546,6 +547,52 @@ async def test_whoever_waits_for_events_is_told_as_they_come() -> None:
         let("z")
         assert [event.data["state"] for event in await waiting] == ["SUCCEEDED"]
         assert await desk.ask(ReadEvents(job.id, after=4, wait=10)) == []
+
+
+# --- whoever asks goes away ---
+
+
+async def given_up(desk: Desk, request: Any, turns: int) -> None:
+    """Ask, and give up after so many turns of the loop."""
+    asked = asyncio.ensure_future(desk.ask(request))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    asked.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asked
+
+
+@pytest.mark.parametrize("turns", range(1, 8))
+async def test_a_job_whose_client_goes_away_while_it_is_written_down_runs_or_was_never_accepted(turns: int) -> None:
+    async with opened() as desk:
+        await given_up(desk, SubmitJob(tool="double", arguments={"number": 1}), turns)
+        for job in await desk.ask(ListJobs()):
+            await desk.until(job.id, State.SUCCEEDED)
+
+
+@pytest.mark.parametrize("turns", range(1, 8))
+async def test_a_cancel_whose_client_goes_away_ends_the_job_or_was_never_heard_of(turns: int) -> None:
+    async with opened(jobs_running=1) as desk:
+        running = await desk.submit("held", name="a")
+        await desk.until(running.id, State.RUNNING)
+        waiting = await desk.submit("held", name="b")
+        await given_up(desk, CancelJob(waiting.id), turns)
+        if (await waiting.get()).cancellation is None:
+            let("a", "b")
+            await desk.until(waiting.id, State.SUCCEEDED)
+        else:
+            await desk.until(waiting.id, State.CANCELLED)
+
+
+@pytest.mark.parametrize("turns", range(1, 8))
+async def test_an_answer_whose_client_goes_away_is_given_or_can_be_given_by_another(turns: int) -> None:
+    async with opened() as desk:
+        job = await desk.submit("curious")
+        await desk.until(job.id, State.INPUT_REQUIRED)
+        await given_up(desk, AnswerJob(job.id, "first"), turns)
+        with contextlib.suppress(JobError):
+            await job.answer("second")
+        assert await job.result() in {"first", "second"}
 
 
 # --- agents ---

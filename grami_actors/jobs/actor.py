@@ -244,8 +244,12 @@ class JobActor(Actor):
             raise JobError(text, code=ErrorCode.JOB_NOT_AWAITING_INPUT)
         change = self._change(Step.ANSWERED, answer=given.answer)
         note = Note("input", change.at, {"answered_by": given.by})
+        # To its end, also when whoever answered goes away: what is written down is given, too.
+        return await asyncio.shield(self._answered(self._run, change, note))
+
+    async def _answered(self, run: Run, change: Change, note: Note) -> Job:
         self._job = await self._service.surely(lambda store: self._noticed(store, change, note))
-        self._run.answer(given.answer, self._job.questions)
+        run.answer(self._job.answer, self._job.questions)
         return self._job
 
     @staticmethod

@@ -129,6 +129,10 @@ class JobOffice(Actor):
     def _aside(self, work: Coroutine[Any, Any, None]) -> None:
         self._cell.runtime.begin(work)
 
+    async def _whole(self, work: Coroutine[Any, Any, Job]) -> Job:
+        """Do something to its end, also when whoever asked for it goes away or has no more time."""
+        return await asyncio.shield(work)
+
     # --- accepting ---
 
     async def _submit(self, wanted: SubmitJob) -> Job:
@@ -188,10 +192,14 @@ class JobOffice(Actor):
                 if known is not None:
                     return known
             self._queue.check(job.tool, job.owner, job.terms)
-            accepted, new = await service.ledger.do(lambda store: store.add(job))
+            return await self._whole(self._add(job))
         except StoreError as error:
             text = f"the job could not be written down, and was not accepted: {error}"
             raise LimitReached(text, code=ErrorCode.RESOURCE_EXHAUSTED, limit="store", retry_after_ms=1000) from error
+
+    async def _add(self, job: Job) -> Job:
+        """Write it down, and have it wait."""
+        accepted, new = await self._service.ledger.do(lambda store: store.add(job))
         reached("office.after_accept")
         if new:
             self._queue.enqueue(accepted)
@@ -324,7 +332,7 @@ class JobOffice(Actor):
         job = await self._known(wanted.job, wanted.owner)
         if job.state.terminal:
             raise JobError(f"the job {job.id} is {job.state} already", code=ErrorCode.JOB_NOT_CANCELABLE)
-        return await self._cancel_tree(job, "user", force=wanted.force)
+        return await self._whole(self._cancel_tree(job, "user", force=wanted.force))
 
     async def _cancel_tree(self, job: Job, reason: Literal["user", "parent"], *, force: bool) -> Job:
         """A job, and what it caused."""
