@@ -6,6 +6,7 @@ crash the file stays; it is recognised as stale because the process it names is 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
@@ -89,9 +90,10 @@ def read_state(directory: Path) -> ServerState | None:
 
 
 def remove_state(directory: Path, own: ServerState) -> None:
-    """Remove the state file if it still names this server."""
+    """Remove the state file if it still names this server, and can be removed."""
     if read_state(directory) == own:
-        (directory / STATE_FILE).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where nothing can be written now, it names a server that has ended
+            (directory / STATE_FILE).unlink(missing_ok=True)
 
 
 def find_server(url: str | None = None, environ: Mapping[str, str] | None = None) -> str:

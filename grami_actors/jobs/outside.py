@@ -42,7 +42,8 @@ LOG_PAUSES = 1.0, 30.0
 """Seconds between two events that tell of more output: the first, and the longest; each is twice the one before."""
 
 _TRIES = 5
-_EXHAUSTED = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN} | _UNWRITABLE
 _CLOSING = 0.01
 
 

@@ -49,6 +49,9 @@ def prepare(db: sqlite3.Connection, path: Path) -> None:
     if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
         raise ConfigError(f"{path} cannot be kept safely: its file system lets no write-ahead log be shared (NFS?)")
     db.execute("PRAGMA synchronous = FULL")
+    db.execute("BEGIN IMMEDIATE")
+    db.execute(f"PRAGMA user_version = {version}")  # that a file may only be read SQLite says when it is written
+    db.execute("ROLLBACK")
     if version and path.stat().st_size <= CHECKED:
         found = damages(db, quick=True)
         if found:

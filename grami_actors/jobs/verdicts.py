@@ -6,8 +6,8 @@ Rule 2: an attempt is repeated if its tool is declared ``pure``, ``idempotent`` 
 Rule 3: an attempt whose outcome nobody knows, and which may not be repeated, is LOST.
 Rule 4: no attempt follows that could only begin after the deadline; the job ends as its last attempt did.
 Rule 5: the end of the server is nobody's failure: what may be repeated is, even if no attempts are left. The new
-        attempt has the next number all the same, so of its own failures fewer are repeated. Nor is a full disk, or
-        a machine without memory, the failure of a job that could not be started there.
+        attempt has the next number all the same, so of its own failures fewer are repeated. Nor is a disk that is
+        full or cannot be written, or a machine without memory, the failure of a job that could not be started there.
 """
 
 from __future__ import annotations
