@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from grami_actors import Agent, Message, Swarm, handles
-from grami_actors.job import Order, Retry
+from grami_actors.job import Limits, Order, Retry
 from grami_actors.job_context import JobContext
 from grami_actors.jobs.commands import command
 from grami_actors.tools import tool
@@ -26,6 +26,21 @@ for leave in range(2):
     os.setsid()
 open(sys.argv[1] + "." + str(os.getpid()), "w").close()
 while True: time.sleep(600)
+"""
+
+_BEATING = """
+import json, os, signal, sys, time
+for generation in range(3):
+    signal.signal(signal.SIGTERM, [signal.SIG_DFL, signal.SIG_IGN][generation > 0])
+    open(sys.argv[1] + "/tree." + str(os.getpid()), "w").close()
+    if generation == 2 or os.fork(): break
+    os.setsid()
+beats = 0
+while True:
+    beats += 1
+    said = dict(type="progress", fraction=0, message=str(beats))
+    if generation == 0: os.write(3, json.dumps(said).encode() + b"\\n")
+    time.sleep(0.01)
 """
 
 
@@ -128,6 +143,23 @@ def odd(kind: str, ctx: JobContext) -> Any:
     return value
 
 
+@tool(job=True, effect="pure", retry=Retry(attempts=3, delay=0.02), limits=Limits(result=1_000))
+def gives(kind: str) -> Any:
+    """Returns what may be no result."""
+    values: dict[str, Any] = {
+        "object": object(),
+        "nan": {"mean": float("nan")},
+        "keys": {(1, 2): 3},
+        "surrogate": ["\ud800"],
+        "circle": [],
+        "long": "x" * 999,
+        "set": {1},
+        "longest": "x" * 998,
+    }
+    values["circle"].append(values["circle"])
+    return values[kind]
+
+
 @tool(job=True)
 def environment() -> dict[str, str]:
     """What it sees of its server."""
@@ -137,9 +169,17 @@ def environment() -> dict[str, str]:
 TREE = command(
     "tree", [sys.executable, "-c", _STUBBORN, "{path}"], parameters={"path": str}, soft_grace=0.1, term_grace=0.2
 )
+BEATING = command(
+    "beating",
+    [sys.executable, "-c", _BEATING, "{folder}"],
+    parameters={"folder": str},
+    heartbeat=0.4,
+    soft_grace=0.1,
+    term_grace=0.2,
+)
 SHELL = command("shell", ["sh", "-c", "{text}"], parameters={"text": str}, soft_grace=0.1, term_grace=0.2)
 
 
-swarm = Swarm([], [asks, asks_inside, asks_between, fails, patient, witness, odd, environment, TREE, SHELL])
-timed = Swarm([Boss], [asks, silent, slow, hurried, repeatable, SHELL])
+swarm = Swarm([], [asks, asks_inside, asks_between, fails, patient, witness, odd, gives, environment, TREE, SHELL])
+timed = Swarm([Boss], [asks, silent, slow, hurried, repeatable, BEATING, SHELL])
 talks = Swarm([], [asks_inside, SHELL])
