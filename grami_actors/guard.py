@@ -37,13 +37,13 @@ class Guard:
         """A client sends, by way of the router.
 
         Args:
-            scope: of the request; its ``principal`` is the client.
+            scope: of the request, or within it; whose ``principal`` is the client.
             message: the message.
             to: the destination as the client named it.
             name: what that means, which is more than the client is told.
         """
         # One that nobody has seen to is nobody.
-        principal: Principal = getattr(scope, "principal", None) or ANONYMOUS
+        principal = behind(scope) or ANONYMOUS
         kind = type_name(type(message))
         if not self._permissions.may_send(principal, kind, name):
             where = f" to {to!r}" if to else ""
