@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from operator import attrgetter
 from typing import Any, ClassVar, TypeVar, get_args
 
 from grami_actors.actor import Actor, charge, specify
-from grami_actors.errors import AgentUnavailable, DestinationNotFound, ErrorCode, GramiError
-from grami_actors.future import Future, Stream, current_scope
-from grami_actors.guard import behind
+from grami_actors.errors import DestinationNotFound, ErrorCode, GramiError
+from grami_actors.future import Future, Stream
+from grami_actors.guard import owned
 from grami_actors.job import Order
 from grami_actors.job_handle import JobHandle
-from grami_actors.job_requests import JOBS, JobEnded, SubmitJob
+from grami_actors.job_requests import JOBS, SubmitJob
 from grami_actors.messages import Message, ToolCall, snake_case
 from grami_actors.model import Generate, Prompt
 from grami_actors.pools import PoolStrategy
@@ -147,15 +146,8 @@ class Agent(Actor):
                 system runs no jobs.
         """
         name = tool if isinstance(tool, str) else tool.name
-        call, runtime = ToolCall(arguments), self._cell.runtime
-        runtime.resolve(f"tool:{name}", call, self._cell)  # whether it may call the tool at all
-        if order.wake:
-            with suppress(DestinationNotFound, AgentUnavailable):  # which is for the office to say
-                runtime.resolve(order.wake, JobEnded("", "", ""), self._cell)
+        submit = owned(SubmitJob(tool=name, arguments=arguments, order=order), self._cell)
         charge(tool_calls=1)
-        principal = behind(current_scope())
-        owner, scopes = (f"agent:{self.agent_name}", ()) if principal is None else (principal.name, principal.scopes)
-        submit = SubmitJob(tool=name, arguments=arguments, order=order, owner=owner, scopes=tuple(sorted(scopes)))
         return self.job((await self._ask_office(submit)).id)
 
     def job(self, id: str) -> JobHandle:  # noqa: A002 - its name everywhere

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Any
 
+from msgspec.structs import replace
+
 from grami_actors.cell import CONNECTION, Cell
-from grami_actors.errors import PermissionDenied
-from grami_actors.future import handled
-from grami_actors.messages import Scope, type_name
+from grami_actors.errors import AgentUnavailable, DestinationNotFound, PermissionDenied
+from grami_actors.future import current_scope, handled
+from grami_actors.job_requests import JobEnded, SubmitJob
+from grami_actors.messages import Scope, ToolCall, type_name
 from grami_actors.permissions import AGENT, TOOL, Identity, Permissions
 from grami_actors.principals import ANONYMOUS, Principal
 
@@ -89,6 +93,21 @@ def behind(scope: Scope | None) -> Principal | None:
         scope = scope.parent
     principal: Principal | None = getattr(scope, "principal", None)
     return principal
+
+
+def owned(wanted: SubmitJob, by: Cell) -> SubmitJob:
+    """A job that an actor submits, with whose it is: the client's behind what it does, or its own.
+
+    Raises:
+        PermissionDenied, DestinationNotFound, AgentUnavailable: the tool may not be called, or the agent that is to be
+            woken not be told, by this actor or by the client behind it; or there is no such tool.
+    """
+    by.runtime.resolve(f"{TOOL}{wanted.tool}", ToolCall(wanted.arguments), by)
+    if wanted.order.wake:
+        with suppress(DestinationNotFound, AgentUnavailable):  # which is for the office to say
+            by.runtime.resolve(wanted.order.wake, JobEnded("", "", ""), by)
+    principal = behind(current_scope()) or identify(by) or ANONYMOUS
+    return replace(wanted, owner=principal.name, scopes=tuple(sorted(principal.scopes)))
 
 
 @lru_cache(maxsize=4096)

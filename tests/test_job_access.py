@@ -59,6 +59,10 @@ class Boss(Agent):
         return (await self.submit(message.tool, order=Order(wake=message.wake))).id
 
 
+class ProcessBoss(Boss, name="boss", lane="process"):
+    """The same, elsewhere."""
+
+
 class Archive(Agent):
     """Is told."""
 
@@ -67,7 +71,7 @@ class Archive(Agent):
         BEGUN.append(f"told {ended.job_id}")
 
 
-SWARM = Swarm([Boss, Archive], [secret, allowed])
+BOSSES = (Boss, pytest.param(ProcessBoss, marks=pytest.mark.slow))
 
 ASKS = Rule(principals=("ann", "bob"), send=("shoot",), to=("boss",))
 BOSS = Rule(principals=("agent:boss",), send=("tool_call",), to=("tool:*",))
@@ -89,12 +93,13 @@ class Court:
 
 
 @asynccontextmanager
-async def court(folder: Path, *rules: Rule, **settings: Any) -> AsyncIterator[Court]:
+async def court(folder: Path, *rules: Rule, boss: type[Agent] = Boss, **settings: Any) -> AsyncIterator[Court]:
     BEGUN.clear()
     store = KeyStore(folder / "keys.json")
     known: dict[str, Any] = {"auth": ("keys",), "keys_file": store.path, "state_dir": folder / "state"}
+    swarm = Swarm([boss, Archive], [secret, allowed])
     config = Config(rules=rules, drain_timeout=0.2, **known, **settings)
-    async with asyncio.timeout(30), GrowthManager(SWARM, config) as at, AsyncExitStack() as clients:
+    async with asyncio.timeout(30), GrowthManager(swarm, config) as at, AsyncExitStack() as clients:
         tokens = {name: store.create(name, [], now=time.time())[1] for name in ("ann", "bob", "root")}
         tokens["operator"] = at.policy.authority.operator_token
         yield Court(
@@ -119,11 +124,12 @@ async def asked(job: RemoteJob) -> None:
 # --- on whose behalf ---
 
 
+@pytest.mark.parametrize("boss", BOSSES)
 @pytest.mark.parametrize("background", [False, True])
 async def test_what_an_agent_submits_for_a_client_is_allowed_to_both_and_is_the_clients(
-    tmp_path: Path, *, background: bool
+    tmp_path: Path, boss: type[Agent], *, background: bool
 ) -> None:
-    async with court(tmp_path, ASKS, BOSS, ALLOWED) as at:
+    async with court(tmp_path, ASKS, BOSS, ALLOWED, boss=boss) as at:
 
         async def shoot(client: Client, tool: str) -> Any:
             got = await client.request("shoot", tool=tool, background=background)
@@ -155,8 +161,9 @@ async def test_what_a_client_may_have_done_through_an_agent_only_that_agent_subm
         assert await at.jobs() == []
 
 
-async def test_what_an_agent_submits_on_its_own_account_is_its_own(tmp_path: Path) -> None:
-    async with court(tmp_path, ASKS, BOSS, ROOT) as at:
+@pytest.mark.parametrize("boss", BOSSES)
+async def test_what_an_agent_submits_on_its_own_account_is_its_own(tmp_path: Path, boss: type[Agent]) -> None:
+    async with court(tmp_path, ASKS, BOSS, ROOT, boss=boss) as at:
         changed = Recorder(at.manager.system, JobChanged)
         assert await at.ann.request("shoot", tool="secret", later=True) == "later"
         job = (await changed.first(JobChanged)).job
@@ -166,18 +173,21 @@ async def test_what_an_agent_submits_on_its_own_account_is_its_own(tmp_path: Pat
         assert [each.id for each in await at.root.jobs.list()] == [job]
 
 
-async def test_whoever_is_told_of_the_end_of_a_job_is_somebody_whom_both_may_tell(tmp_path: Path) -> None:
+@pytest.mark.parametrize("boss", BOSSES)
+async def test_whoever_is_told_of_the_end_of_a_job_is_somebody_whom_both_may_tell(
+    tmp_path: Path, boss: type[Agent]
+) -> None:
     tells = Rule(principals=("agent:boss",), send=("job_ended",), to=("archive",))
-    async with court(tmp_path, ASKS, BOSS, ALLOWED) as at:
+    async with court(tmp_path, ASKS, BOSS, ALLOWED, boss=boss) as at:
         refused = await refusal(at.ann.request("shoot", tool="allowed", wake="archive"))
         assert "'agent:boss' may not send 'job_ended' to 'archive'" in refused.message
         assert await at.jobs() == []
-    async with court(tmp_path / "one", ASKS, BOSS, ALLOWED, tells) as at:
+    async with court(tmp_path / "one", ASKS, BOSS, ALLOWED, tells, boss=boss) as at:
         refused = await refusal(at.ann.request("shoot", tool="allowed", wake="archive"))
         assert "'ann' may not send 'job_ended' to 'archive' through 'agent:boss'" in refused.message
         assert await at.jobs() == []
     both = Rule(principals=("ann", "agent:boss"), send=("job_ended",), to=("archive", "nobody"))
-    async with court(tmp_path / "two", ASKS, BOSS, ALLOWED, both) as at:
+    async with court(tmp_path / "two", ASKS, BOSS, ALLOWED, both, boss=boss) as at:
         job = await at.ann.request("shoot", tool="allowed", wake="archive")
         await asked(at.ann.jobs.job(job))
         await at.ann.jobs.job(job).answer(1)

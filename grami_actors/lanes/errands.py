@@ -17,6 +17,8 @@ from grami_actors.cell import Cell
 from grami_actors.contracts import Runtime
 from grami_actors.errors import GramiError
 from grami_actors.future import Future, Stream, current
+from grami_actors.guard import owned
+from grami_actors.job_requests import JOBS, SubmitJob
 from grami_actors.lanes.child import Child
 from grami_actors.lanes.codec import CannotCross
 from grami_actors.lanes.pipe import Ask, Chunk, Do, Emit, Forget, Limit, Progress, Refused, Reply, Told, Wait
@@ -147,12 +149,17 @@ class Errands:
         future.on_done(lambda: self._at_home(self._answered, report.errand, future))
 
     def _send_ask(self, report: Ask, future: Future[Any]) -> None:
+        message = report.message
         try:
-            destination = self._find(report.to, report.message)
+            if report.to == JOBS:  # which agents ask without a rule for it, as on the other lanes
+                message = owned(message, self._cell) if isinstance(message, SubmitJob) else message
+                destination = self._cell.runtime.resolve(JOBS, message)
+            else:
+                destination = self._find(report.to, message)
         except GramiError as nowhere:
             future.fail(nowhere)
         else:
-            destination.ask(report.message, timeout=report.timeout, future=future, budget=report.budget)
+            destination.ask(message, timeout=report.timeout, future=future, budget=report.budget)
 
     def _chunk(self, errand: int, data: Any) -> None:
         future = self._asked.get(errand)
