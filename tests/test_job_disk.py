@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import pytest
 from grami_actors.errors import ConfigError, GramiError
 from grami_actors.job import Order, State
 from grami_actors.job_requests import AnswerJob, CancelJob, ListJobs
+from grami_actors.jobs.state_dir import StateDirectory
 from grami_actors.telemetry import Doubted
 from tests.conftest import Recorder
 from tests.test_job_faults import alive, house, small_disk, there
@@ -113,6 +115,23 @@ async def test_a_server_refuses_to_start_on_a_database_that_it_may_only_read(sta
         assert f"error: {state / 'jobs.db'} cannot be opened for jobs: attempt to write a readonly database" in said
         assert "Traceback" not in said
     async with house(state) as at:
+        assert (await at.get(job)).state is State.QUEUED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [False, True])
+async def test_what_is_mounted_read_only_can_be_checked_and_copied(tmp_path: Path, *, killed: bool) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        async with house(disk / "state") as at:
+            job = await at.submit("witness", Order(not_before=time.time() + 1000), path="never", until="never")
+            if killed:  # as its server left it: with the log
+                shutil.copytree(disk / "state", disk / "killed", ignore=lambda *_: ["wake"])
+        kept = StateDirectory(disk / ("killed" if killed else "state"))
+        with mounted_read_only(disk):
+            checked = kept.check()
+            assert (checked.sound, checked.damages, checked.states) == (True, (), {"QUEUED": 1})
+            kept.backup(tmp_path / "copy")
+    async with house(tmp_path / "copy") as at:
         assert (await at.get(job)).state is State.QUEUED
 
 

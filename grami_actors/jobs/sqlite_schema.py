@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
 from urllib.parse import quote
@@ -34,7 +35,11 @@ CHECKED = 64 * 1024 * 1024
 
 def connect(path: Path, *, writes: bool = True) -> sqlite3.Connection:
     """Open a database, which is made if it is not there and ``writes``; of no certain thread. Raises sqlite3.Error."""
-    address = f"file:{quote(str(path.absolute()))}?mode={'rwc' if writes else 'ro'}"
+    mode = "rwc" if writes else "ro"
+    if not (writes or os.access(path.parent, os.W_OK) or path.with_name(f"{path.name}-wal").exists()):
+        # SQLite wants to make a log even to read, and here nobody can; where there is none, nobody writes either.
+        mode += "&immutable=1"
+    address = f"file:{quote(str(path.absolute()))}?mode={mode}"
     return sqlite3.connect(address, uri=True, timeout=5.0, isolation_level=None, check_same_thread=False)
 
 
