@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -110,10 +110,8 @@ async def test_a_server_refuses_to_start_on_a_database_that_it_may_only_read(sta
     async with house(state) as at:
         job = await at.submit("witness", Order(not_before=time.time() + 1000), path="never", until="never")
     with sealed(state / "jobs.db"):
-        code, said = serve(state)
-        assert code == 1
-        assert f"error: {state / 'jobs.db'} cannot be opened for jobs: attempt to write a readonly database" in said
-        assert "Traceback" not in said
+        assert serve(state) == (1, f"error: {state / 'jobs.db'} cannot be written")
+        assert sorted(each.name for each in state.iterdir()) == ["jobs", "jobs.db", "jobs.lock"]
     async with house(state) as at:
         assert (await at.get(job)).state is State.QUEUED
 
@@ -212,7 +210,8 @@ async def test_what_cannot_be_started_where_no_folder_can_be_made_waits_and_is_n
     state: Path, tmp_path: Path, how: str
 ) -> None:
     """Its files find no place, and the store still does."""
-    with small_disk(tmp_path / "disk") as disk:
+    with small_disk(tmp_path / "disk") if how == "mounted" else nullcontext(tmp_path / "other") as disk:
+        disk.mkdir(exist_ok=True)
         disk.chmod(0o700)
         state.mkdir(mode=0o700)
         (state / "jobs").symlink_to(disk)

@@ -34,9 +34,19 @@ CHECKED = 64 * 1024 * 1024
 
 
 def connect(path: Path, *, writes: bool = True) -> sqlite3.Connection:
-    """Open a database, which is made if it is not there and ``writes``; of no certain thread. Raises sqlite3.Error."""
+    """Open a database, which is made if it is not there and ``writes``; of no certain thread.
+
+    Raises:
+        ConfigError: it is to be written, and cannot.
+        sqlite3.Error: it cannot be opened.
+    """
+    beside = [path.with_name(f"{path.name}{end}") for end in ("", "-wal", "-shm")]
+    for each in beside if writes else ():
+        if each.exists() and not os.access(each, os.W_OK):
+            # SQLite would open it to be read, say so at the first write, and leave a log that nobody can write either.
+            raise ConfigError(f"{each} cannot be written")
     mode = "rwc" if writes else "ro"
-    if not (writes or os.access(path.parent, os.W_OK) or path.with_name(f"{path.name}-wal").exists()):
+    if not (writes or os.access(path.parent, os.W_OK) or beside[1].exists()):
         # SQLite wants to make a log even to read, and here nobody can; where there is none, nobody writes either.
         mode += "&immutable=1"
     address = f"file:{quote(str(path.absolute()))}?mode={mode}"
@@ -54,9 +64,6 @@ def prepare(db: sqlite3.Connection, path: Path) -> None:
     if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
         raise ConfigError(f"{path} cannot be kept safely: its file system lets no write-ahead log be shared (NFS?)")
     db.execute("PRAGMA synchronous = FULL")
-    db.execute("BEGIN IMMEDIATE")
-    db.execute(f"PRAGMA user_version = {version}")  # that a file may only be read SQLite says when it is written
-    db.execute("ROLLBACK")
     if version and path.stat().st_size <= CHECKED:
         found = damages(db, quick=True)
         if found:
