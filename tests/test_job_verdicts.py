@@ -155,6 +155,11 @@ def test_a_failed_attempt_of_a_safe_tool_is_repeated_after_a_longer_wait_each_ti
         ({"kind": "failed", "exit": Exit(code=3)}, Step.FAIL, "exit code 3"),
         ({"kind": "failed", "exit": Exit(signal=signal.SIGSEGV)}, Step.FAIL, "ended by SIGSEGV"),
         ({"kind": "failed", "exit": Exit(signal=250)}, Step.FAIL, "ended by signal 250"),
+        (
+            {"kind": "failed", "message": "it ended with exit code 2", "exit": Exit(code=2)},
+            Step.FAIL,
+            "it ended with exit code 2",
+        ),
         ({"kind": "failed", "exit": Exit(signal=9, oom=True)}, Step.FAIL, "killed for memory by the kernel"),
         ({"kind": "failed", "code": "E7", "message": "no"}, Step.FAIL, "E7: no"),
         ({"kind": "failed"}, Step.FAIL, "it failed"),
@@ -165,6 +170,16 @@ def test_a_failed_attempt_of_a_safe_tool_is_repeated_after_a_longer_wait_each_ti
             {"kind": "stopped", "reason": "attempt_timeout", "exit": Exit(signal=9)},
             Step.TIME_OUT,
             "the attempt took longer than 60 s: ended by SIGKILL",
+        ),
+        (
+            {
+                "kind": "stopped",
+                "reason": "attempt_timeout",
+                "message": "it was ended by SIGKILL",
+                "exit": Exit(signal=9),
+            },
+            Step.TIME_OUT,
+            "the attempt took longer than 60 s: it was ended by SIGKILL",
         ),
         ({"kind": "stopped", "reason": "heartbeat"}, Step.TIME_OUT, "nothing was heard of it for 5 s"),
         ({"kind": "stopped", "reason": "deadline"}, Step.TIME_OUT, "its deadline passed, and it was ended"),

@@ -114,9 +114,8 @@ def _ending(job: Job, outcome: Outcome) -> Ending:
         return Ending(step, Fault(code, f"{text}. {_what_to_do(job)}" if step is Step.LOSE else text))
     if outcome.kind == "unstarted":
         return Ending(Step.FAIL, _fault(outcome, _in_full("it could not be started", outcome)))
-    said = outcome.message[:LONGEST_MESSAGE]
-    ended = _in_words(outcome.exit)
-    return Ending(Step.FAIL, _fault(outcome, f"{said} ({ended})" if said and ended else said or ended or "it failed"))
+    said, *ended = _said(outcome) or ["it failed"]
+    return Ending(Step.FAIL, _fault(outcome, f"{said} ({ended[0]})" if ended else said))
 
 
 def _fault(outcome: Outcome, text: str) -> Fault:
@@ -140,8 +139,14 @@ def _filled(words: str, job: Job) -> str:
 
 def _in_full(text: str, outcome: Outcome) -> str:
     """With what the attempt said, and how its process ended."""
-    more = [each for each in (outcome.message[:LONGEST_MESSAGE], _in_words(outcome.exit)) if each]
-    return f"{text}: {', '.join(more)}" if more else text
+    more = ", ".join(_said(outcome))
+    return f"{text}: {more}" if more else text
+
+
+def _said(outcome: Outcome) -> list[str]:
+    """What the attempt said, and how its process ended if that is not what it said."""
+    said, ended = outcome.message[:LONGEST_MESSAGE], _in_words(outcome.exit)
+    return [each for each in (said, "" if said.endswith(ended) else ended) if each]
 
 
 def _in_words(exit: Exit | None) -> str:  # noqa: A002 - the field's name
