@@ -162,8 +162,8 @@ class LogLines:
         kind = type(event)
         level = _LINES[kind][0]
         if isinstance(event, JobChanged):
-            if event.seq > 1 and event.state in _UNDER_WAY:
-                return  # it was accepted, and is not at its end
+            if not event.told or (event.seq > 1 and event.state in _UNDER_WAY):
+                return  # it was accepted, and is not at its end; or that it is was told
             level = "WARNING" if event.state in _BAD_ENDS else level
         now = self._clock()
         if self._left_out:

@@ -259,7 +259,7 @@ class Metrics:
             self._histograms["grami_tool_queue_wait_seconds"][labels].observe(event.queue_wait)
 
     def _on_job(self, event: JobChanged) -> None:
-        if event.state in TERMINAL:
+        if event.told and event.state in TERMINAL:
             self._count("grami_jobs", event.tool, event.state)
 
     def _on_lag(self, event: LoopLagged) -> None:

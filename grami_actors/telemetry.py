@@ -252,6 +252,7 @@ class JobChanged(Event, frozen=True):
         owner: whose it is.
         state: where it is now.
         seq: of its last event.
+        told: whether an event tells of it; else the state is the one of before.
     """
 
     job: str
@@ -259,6 +260,7 @@ class JobChanged(Event, frozen=True):
     owner: str
     state: str
     seq: int
+    told: bool = True
 
 
 class LoopLagged(Event, frozen=True):

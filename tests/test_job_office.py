@@ -635,6 +635,21 @@ async def test_nobody_is_woken_who_has_no_handler_for_the_end_of_a_job(name: str
         assert await (await desk.submit("double", number=2)).result() == 4
 
 
+async def test_each_state_is_told_of_once_whoever_is_woken_by_the_end_or_wants_it() -> None:
+    async with opened() as desk:
+        heard: list[JobChanged] = []
+        end = desk.system.bus.subscribe(heard.append, JobChanged)
+        done = await desk.submit("double", Order(wake="planner"), number=1)
+        await desk.when(GetJob(done.id), lambda job: job.woken)
+        waits = await desk.submit("double", Order(not_before=4e9), number=1)
+        await desk.ask(CancelJob(waits.id))
+        end()
+        assert len(heard) > len([each for each in heard if each.told])
+        for job, ends in ((done, "SUCCEEDED"), (waits, "CANCELLED")):
+            told = [each.state for each in heard if each.told and each.job == job.id]
+            assert (told[0], told.count("QUEUED"), told[-1], told.count(ends)) == ("QUEUED", 1, ends, 1)
+
+
 async def test_an_agent_is_woken_by_the_next_server_if_this_one_had_no_time(tmp_path: Path) -> None:
     class Deaf(Agent, name="planner"):
         @handles(JobEnded)

@@ -154,6 +154,7 @@ def test_limits_tools_failures_and_dead_letters_are_counted() -> None:
         *[LimitHit("max_inflight", who) for who in ("alice", "bob", "alice")],
         ToolCalled("double", "writer", 0.5, 0.02, "ok"),
         *[JobChanged("job_1", "render", "ann", state, 5) for state in ("QUEUED", "RUNNING", "RUNNING", "LOST")],
+        JobChanged("job_1", "render", "ann", "LOST", 5, told=False),
         ActorFailed("writer-2/child-17", "e", ""),
         ActorFailed("writer-1", "e", ""),
         ActorRestarted("writer/child-18", 1, 0.1),

@@ -116,10 +116,12 @@ class Service:
     # --- who waits for news of a job ---
 
     def _committed(self, jobs: Iterable[Job]) -> None:
-        told = JobChanged in self.system.bus
+        heard = JobChanged in self.system.bus
         for job in jobs:
-            if told:
-                self.system.bus.publish(JobChanged(job.id, job.tool, job.owner, str(job.state), job.seq))
+            if heard:
+                # No event tells that an agent knows of an end, nor that somebody wants the end of a job that waits.
+                told = not job.woken and (job.seq > 1 or job.cancellation is None)
+                self.system.bus.publish(JobChanged(job.id, job.tool, job.owner, str(job.state), job.seq, told))
             for waiter in self._waiting.pop(job.id, ()):
                 if not waiter.done():
                     waiter.set_result(None)
