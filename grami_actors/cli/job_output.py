@@ -28,8 +28,10 @@ _BYTES_OF_A_LINE = 1_024
 def logs(
     job: JobId,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,  # noqa: FBT002
-    attempt: Annotated[int, typer.Option(help="Of which attempt. (default: the last)", min=0)] = 0,
-    tail: Annotated[int | None, typer.Option(help="Only the last lines, so many.", min=0)] = None,
+    attempt: Annotated[
+        int, typer.Option(metavar="N", help="Of which attempt. (default: the last)", min=0, show_default=False)
+    ] = 0,
+    tail: Annotated[int | None, typer.Option(metavar="LINES", help="Only the last lines, so many.", min=0)] = None,
     url: Url = None,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
@@ -116,7 +118,7 @@ class _Printer:
 @jobs.command()
 def artifact(
     job: JobId,
-    name: Annotated[str | None, typer.Argument(help="Which file; without it they are listed.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Which file; without it they are listed.")] = None,
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="FILE", help="Where to; - prints it. (default: its name)")
     ] = None,

@@ -51,7 +51,7 @@ ID_LENGTH = 30
 """Letters of an id that is whole."""
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
-_KEY = "KEY=VALUE"
+_KEY = "KEY=VALUE..."
 
 JobId = Annotated[
     str, typer.Argument(metavar="ID", help="A job, from `grami jobs list`; the beginning of its id does.")
@@ -95,23 +95,29 @@ async def _one(grami: Client, text: str) -> RemoteJob:
 
 @jobs.command()
 def submit(
-    tool: Annotated[str, typer.Argument(help="Which tool.")],
+    tool: Annotated[str, typer.Argument(metavar="TOOL", help="Which tool, from `grami describe`.")],
     fields: Annotated[
         list[str] | None,
         typer.Argument(metavar=_KEY, help="Its arguments. A value that is JSON is taken as such, else as text."),
     ] = None,
     arguments: Annotated[
-        str | None, typer.Option(metavar="JSON|@FILE", help="More arguments, as one JSON object; @- reads it.")
+        str | None,
+        typer.Option(metavar="JSON|@FILE", help="More arguments, as one JSON object; @- reads standard input."),
     ] = None,
-    key: Annotated[str | None, typer.Option(help="Submitted again with the same key, it is the same job.")] = None,
-    priority: Annotated[int, typer.Option(help="Higher ones run first.", min=-1000, max=1000)] = 0,
+    key: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Submitted again with the same key, it is the same job.")
+    ] = None,
+    priority: Annotated[int, typer.Option(metavar="NUMBER", help="Higher ones run first.", min=-1000, max=1000)] = 0,
     at: Annotated[
-        str | None, typer.Option(metavar="TIME|+SECONDS", help="Not before: 2026-12-24T18:00, +90, +15m, +2h.")
+        str | None, typer.Option(metavar="TIME", help="Not before: 2026-12-24T18:00, +90, +15m, +2h.")
     ] = None,
     deadline: Annotated[
-        str | None, typer.Option(metavar="SECONDS", help="When it must have ended, from then on: 90, 15m, 2h.")
+        str | None,
+        typer.Option(metavar="SECONDS", help="It must end so long after the submit, or after --at: 90, 15m, 2h."),
     ] = None,
-    concurrency_key: Annotated[str, typer.Option(help="Of all jobs with this key one runs at a time.")] = "",
+    concurrency_key: Annotated[
+        str, typer.Option(metavar="TEXT", help="Of all jobs with this key one runs at a time.")
+    ] = "",
     wake: Annotated[str, typer.Option(metavar="AGENT", help="An agent that is told of its end.")] = "",
     attach: Attach = False,  # noqa: FBT002
     url: Url = None,
@@ -221,10 +227,15 @@ def _moment(text: str, now: float) -> float:
 @jobs.command("list")
 def show_all(
     state: Annotated[
-        list[State] | None, typer.Option(help="Only those in this state. Repeat for more.", case_sensitive=False)
+        list[State] | None,
+        typer.Option(
+            metavar="STATE",
+            help=f"Only those in this state: {', '.join(State).lower()}. Repeat for more.",
+            case_sensitive=False,
+        ),
     ] = None,
-    tool: Annotated[str, typer.Option(help="Only those of this tool.")] = "",
-    limit: Annotated[int, typer.Option(help="At most so many, the latest.", min=1)] = 20,
+    tool: Annotated[str, typer.Option(metavar="TOOL", help="Only those of this tool.")] = "",
+    limit: Annotated[int, typer.Option(metavar="NUMBER", help="At most so many, the latest.", min=1)] = 20,
     every: Annotated[bool, typer.Option("--all", help="All of them.")] = False,  # noqa: FBT002
     url: Url = None,
     as_json: AsJson = False,  # noqa: FBT002

@@ -20,7 +20,7 @@ def send(
     fields: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="KEY=VALUE",
+            metavar="KEY=VALUE...",
             help="The fields. A value that is JSON is taken as such, else as text; digits as text: 'name=\"7\"'.",
         ),
     ] = None,

@@ -81,7 +81,7 @@ def _show(directory: StateDirectory, checked: Checked) -> None:
 
 @state.command()
 def backup(
-    target: Annotated[Path, typer.Argument(help="A folder that is not there yet, or empty.")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="A folder that is not there yet, or empty.")],
     state_dir: Directory = None,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
@@ -100,8 +100,12 @@ def backup(
 
 @state.command()
 def gc(
-    results: Annotated[str | None, typer.Option(help="Keep results, logs and files so long. (default: 7d)")] = None,
-    keys: Annotated[str | None, typer.Option(help="Keep what became of a job so long. (default: 30d)")] = None,
+    results: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Keep results, logs and files so long. (default: 7d)")
+    ] = None,
+    keys: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Keep what became of a job so long. (default: 30d)")
+    ] = None,
     state_dir: Directory = None,
     as_json: AsJson = False,  # noqa: FBT002
 ) -> None:
