@@ -116,6 +116,7 @@ def test_where_nothing_is_is_told_and_nothing_is_made(command: tuple[str, ...], 
     assert (ended.code, ended.out) == (1, "")
     assert ".grami is no state directory" in ended.words
     assert not Path(".grami").exists()
+    assert not Path("copy").exists()
 
 
 def test_the_directory_is_the_one_that_the_settings_name(grami: Grami, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,6 +149,14 @@ def test_a_backup_is_whole_also_while_a_server_has_the_directory_open(grami: Gra
     assert (Path("copy/jobs") / ids["old"] / "1" / "exit.json").read_text() == "{}"
     assert json.loads(grami("check", "--json", "--state-dir", "copy").out)["states"] == {"CANCELLED": 1, "QUEUED": 1}
     assert json.loads(grami("backup", "other", "--json").out)["target"] == "other"
+
+
+@pytest.mark.parametrize("inside", [".grami", ".grami/monday", ".grami/jobs/monday"])
+def test_a_backup_is_not_made_into_what_is_copied(inside: str, grami: Grami) -> None:
+    ids = made(Path(".grami"), waits=None)
+    told = grami("backup", inside)
+    assert (told.code, told.err) == (1, f"error: {inside} is in .grami: a backup is made somewhere else\n")
+    assert folders(Path(".grami")) <= {ids["waits"]}
 
 
 def test_gc_forgets_what_ended_long_ago_and_never_what_did_not(grami: Grami) -> None:

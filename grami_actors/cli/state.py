@@ -95,7 +95,7 @@ def backup(
         print_json({"state_dir": str(directory.path), "target": str(target), "bytes": copied})
         return
     err.print(Text(f"copied {size(copied)} to {target}"), soft_wrap=True)
-    err.print(Text(f"not in it: {'; '.join(NOT_BACKED_UP)}", "dim"), soft_wrap=True)
+    err.print(Text(f"not in it: {'; '.join(NOT_BACKED_UP)}", "dim"), soft_wrap=not err.is_terminal)
 
 
 @state.command()

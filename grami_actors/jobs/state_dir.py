@@ -29,7 +29,7 @@ from grami_actors.jobs.store import JobStore
 
 STRAY_AFTER = 3600.0
 """Seconds for which a folder without a job is left alone: its job may be about to be written."""
-NOT_BACKED_UP = ("locks and pipes", "what runs: a job that was running is taken up as far as its files say")
+NOT_BACKED_UP = ("locks and pipes", "processes: a job that runs is there as far as its files say")
 """What a backup is without."""
 _AT_ONCE = 500
 
@@ -146,15 +146,13 @@ class StateDirectory:
         The database comes first: what is copied after it is as new as it, or newer.
 
         Raises:
-            ConfigError: the target is there and not empty, or something cannot be read or written.
+            ConfigError: the target is there and not empty, or in here, or something cannot be read or written.
         """
         try:
-            target.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if any(target.iterdir()):
-                raise ConfigError(f"{target} is not empty: a backup is made into a folder of its own")
-            target.chmod(0o700)  # one that was there may be open to others
-            with closing(self._connect()) as db, closing(sqlite_schema.connect(target / "jobs.db")) as copy:
-                db.backup(copy)
+            with closing(self._connect()) as db:
+                self._make_room(target)
+                with closing(sqlite_schema.connect(target / "jobs.db")) as copy:
+                    db.backup(copy)
             for folder, _, names in os.walk(self.jobs):
                 to = target / Path(folder).relative_to(self.path)
                 to.mkdir(mode=0o700, exist_ok=True)
@@ -163,6 +161,14 @@ class StateDirectory:
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(f"{self.path} cannot be copied to {target}: {error}") from error
         return _weigh(target)
+
+    def _make_room(self, target: Path) -> None:
+        if target.resolve().is_relative_to(self.path.resolve()):
+            raise ConfigError(f"{target} is in {self.path}: a backup is made somewhere else")
+        target.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if any(target.iterdir()):
+            raise ConfigError(f"{target} is not empty: a backup is made into a folder of its own")
+        target.chmod(0o700)  # one that was there may be open to others
 
     def gc(self, store: JobStore, now: float, keep: Keep) -> list[str]:
         """Forget what is kept for long enough, and remove folders that belong to nothing; returns their names."""
