@@ -349,6 +349,7 @@ async def test_cancel_retry_and_input_say_where_the_job_is_then(tmp_path: Path) 
         await run.grami.jobs.get(again.out.decode().strip())
     assert (ended.code, ended.data["state"]) == (0, "CANCELLED")
     assert (late.code, late.err[:24]) == (1, "error JOB_NOT_CANCELABLE")
+    assert late.err.endswith(f"\nHow it ended: grami jobs show {done}\n")
     assert (text.code, text.err) == (0, f"{asks[0].id} is RUNNING\n")
     assert number.data["state"] == "RUNNING"
     assert (refused.code, refused.err[:28]) == (1, "error JOB_NOT_AWAITING_INPUT")

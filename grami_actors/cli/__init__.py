@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import sys
 from typing import NoReturn
 
@@ -52,11 +53,12 @@ _TO_DO: dict[str, str] = {
         (ErrorCode.UNAUTHENTICATED, ErrorCode.INVALID_TOKEN, ErrorCode.TOKEN_EXPIRED),
         "\nSet GRAMI_TOKEN to a token of this server: whoever runs it makes one with `grami token create NAME`.",
     ),
+    ErrorCode.DESTINATION_NOT_FOUND: "\nWhat there is: grami describe",
     ErrorCode.JOB_NOT_FOUND: "\nThe jobs that you may see: grami jobs list",
     ErrorCode.JOB_NOT_CANCELABLE: "\nHow it ended: grami jobs show ID",
     ErrorCode.JOB_NOT_AWAITING_INPUT: "\nWhat it does: grami jobs show ID",
 }
-"""What to do about an error, where that can be told."""
+"""What to do about an error, where that can be told; ``ID`` is the job of which it tells."""
 
 
 _ORDER = (
@@ -109,7 +111,9 @@ def main() -> None:
     except GramiError as error:
         # What went wrong on this side has no code: it never was on the wire.
         local = isinstance(error, (ConfigError, ServerNotFound))
-        _complain("" if local else f" {error.error_code}", error.message + _TO_DO.get(error.error_code, ""))
+        job = re.search(r"\bjob_\w{26}\b", error.message)
+        to_do = _TO_DO.get(error.error_code, "").replace(" ID", f" {job[0]}" if job else " ID")
+        _complain("" if local else f" {error.error_code}", error.message + to_do)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:

@@ -49,6 +49,9 @@ def logs(
 async def _logs(url: str | None, text: str, wanted: tuple[int, int | None, bool], *, as_json: bool) -> int:
     attempt, tail, follow = wanted
     async with found(url, text, retry_for=RETRY_FOR if follow else 0.0, encoding="msgpack") as job:
+        if attempt > shown(job)["attempt"]:
+            flaw = f"{job.id} has not come to attempt {attempt}, it is at {shown(job)['attempt']}"
+            raise typer.BadParameter(flaw, param_hint="--attempt")
         printer = _Printer(as_json=as_json)
         offset = 0
         if tail is not None:

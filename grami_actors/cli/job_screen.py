@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -127,7 +128,7 @@ def print_job(view: Mapping[str, Any]) -> None:
         if name not in {"job_id", "status"} and value not in (None, "", {}, []):
             text = _value(name, value)
             text.plain = harmless(text.plain)
-            table.add_row(name.removesuffix("_at").replace("_", " "), text)
+            table.add_row(re.sub("_(at|ms)$", "", name).replace("_", " "), text)
     out.print(table)
     advice = to_do(view)
     if advice:
@@ -148,6 +149,8 @@ _SHOWN: Mapping[str, Callable[[Any], Text]] = {
     "state": state_text,
     "progress": lambda value: Text(f"{value:.0%}"),
     "error": lambda value: Text(f"{value['error_code']}: {value['message']}", "red"),
+    "not_before": lambda value: Text(_when(value)),
+    "deadline_ms": lambda value: Text(duration(value)),
     "artifacts": lambda value: Text("\n".join(f"{name} ({size(count)})" for name, count in value.items())),
 }
 
@@ -239,17 +242,17 @@ class Follower:
             text.append(f" attempt {event.attempt}", "dim")
         if event.data.get("reason"):
             text.append(f" ({event.data['reason']})", "dim")
-        if fault:
-            text.append(f" {fault.get('code', '')}: {fault.get('message', '')}", "red")
         if state == "BACKOFF" and event.data.get("due_at"):
             text.append(f" until {datetime.fromtimestamp(event.data['due_at'], UTC).astimezone():%H:%M:%S}", "dim")
+        if fault:
+            text.append(f" {fault.get('code', '')}: {fault.get('message', '')}", "red")
         self._bar.update(self._row, description=state)
         self._line(event, text)
 
     @staticmethod
     def _line(event: Any, text: Text) -> None:
         at = datetime.fromtimestamp(event.at, UTC).astimezone()
-        err.print(Text.assemble((f"{at:%H:%M:%S}  ", "dim"), text), soft_wrap=True)
+        err.print(Text.assemble((f"{at:%H:%M:%S}  ", "dim"), text), soft_wrap=not err.is_terminal)
 
     # --- questions ---
 
@@ -327,7 +330,7 @@ def conclude(view: Mapping[str, Any]) -> int:
         text.append(f"\n{fault['error_code']}: {fault['message']}", "red")
     advice = to_do(view)
     text.append(f"\n{advice}" if advice else "", "dim")
-    err.print(text, soft_wrap=True)
+    err.print(text, soft_wrap=not err.is_terminal)
     if state == "SUCCEEDED" and view.get("result") is not None:
         print_data(view["result"], as_json=False)
     return exit_code(view)

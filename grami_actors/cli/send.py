@@ -119,7 +119,9 @@ async def _describe(url: str | None, *, as_json: bool) -> int:
         (each["name"], str(each["instances"]), each["description"].partition("\n")[0]) for each in offered["agents"]
     ]
     print_table("agents", ("name", "instances", "what it does"), rows)
-    print_table("tools", ("name", "parameters", "what it does"), [_tool_row(each) for each in offered["tools"]])
+    print_table(
+        "tools", ("name", "parameters", "as a job", "what it does"), [_tool_row(each) for each in offered["tools"]]
+    )
     return 0
 
 
@@ -128,9 +130,10 @@ def _type_row(each: dict[str, Any]) -> tuple[str, str, str]:
     return each["type"], fields, each["handled_by"]
 
 
-def _tool_row(each: dict[str, Any]) -> tuple[str, str, str]:
+def _tool_row(each: dict[str, Any]) -> tuple[str, str, str, str]:
     text = each.get("error") or each["description"].partition("\n")[0]
-    return each["name"], _parameters(each.get("parameters") or {}), text
+    job = f"{each['runner']}, {each['effect']}" if each.get("job") else ""
+    return each["name"], _parameters(each.get("parameters") or {}), job, text
 
 
 def _parameters(schema: dict[str, Any], without: str = "") -> str:
