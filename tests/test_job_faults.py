@@ -399,6 +399,8 @@ async def test_a_job_of_somebody_else_is_not_there_whatever_is_asked(state: Path
         assert {await at.refused(each) for each in others} == {"JOB_NOT_FOUND"}
         assert await at.ask(ListJobs(owner="bob")) == []
         assert [each.id for each in await at.ask(ListJobs(owner="ann"))] == [job]
+        await at.ask(CancelJob(job, "ann", force=True))
+        await at.end(job)
 
 
 _SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
