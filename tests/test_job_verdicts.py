@@ -220,7 +220,9 @@ def test_the_end_of_the_server_uses_up_no_attempt_of_a_safe_job_and_has_it_wait_
 
 
 def test_a_job_whose_outcome_is_unknown_is_repeated_if_it_is_safe_and_attempts_are_left() -> None:
-    assert after(job(terms=terms("idempotent")), "lost").step is Step.RETRY
+    repeated = after(job(terms=terms("idempotent")), "lost")
+    assert repeated.step is Step.RETRY
+    assert WHAT_TO_DO not in text(repeated), "what is repeated by itself is nobody's to repeat"
     assert after(job(terms=terms("idempotent", attempts=1)), "lost").step is Step.LOSE
     assert after(job(terms=terms("unsafe")), "lost").step is Step.LOSE
 

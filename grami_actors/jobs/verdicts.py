@@ -69,6 +69,8 @@ def after(job: Job, outcome: Outcome, at: float, dice: random.Random) -> Change:
     due_at = at if outcome.reason == "shutdown" else at + job.terms.retry.wait(job.attempt, dice)
     if _may_be_repeated(job, outcome) and (job.expires_at is None or due_at < job.expires_at):
         return _retry(job, ending.fault, outcome, at, due_at)
+    if ending.step is Step.LOSE:
+        ending = Ending(ending.step, Fault(ending.fault.code, f"{ending.fault.message}. {_what_to_do(job)}"))
     return _end(job, outcome, ending, at)
 
 
@@ -106,12 +108,10 @@ def _may_be_repeated(job: Job, outcome: Outcome) -> bool:
 def _ending(job: Job, outcome: Outcome) -> Ending:
     """How the job ends, if it does."""
     if outcome.kind == "lost":
-        text = _in_full("how it ended is not known", outcome)
-        return Ending(Step.LOSE, Fault(ErrorCode.TOOL_EXECUTION_FAILED, f"{text}. {_what_to_do(job)}"))
+        return Ending(Step.LOSE, Fault(ErrorCode.TOOL_EXECUTION_FAILED, _in_full("how it ended is not known", outcome)))
     if outcome.reason in _STOPPED and (outcome.kind != "unstarted" or outcome.reason == "deadline"):
         step, code, words = _STOPPED[outcome.reason]
-        text = _in_full(_filled(words, job), outcome)
-        return Ending(step, Fault(code, f"{text}. {_what_to_do(job)}" if step is Step.LOSE else text))
+        return Ending(step, Fault(code, _in_full(_filled(words, job), outcome)))
     if outcome.kind == "unstarted":
         return Ending(Step.FAIL, _fault(outcome, _in_full("it could not be started", outcome)))
     said, *ended = _said(outcome) or ["it failed"]
