@@ -27,6 +27,7 @@ from typer.testing import CliRunner
 from grami_actors import Swarm, tool
 from grami_actors.cli.app import app
 from grami_actors.cli.job_output import last_lines
+from grami_actors.cli.job_screen import print_jobs
 from grami_actors.cli.jobs import beyond
 from grami_actors.client import Client, connect
 from grami_actors.job import new_id
@@ -314,6 +315,13 @@ async def test_list_has_all_of_many_pages_once(tmp_path: Path) -> None:
 def test_no_id_is_as_great_as_what_stands_for_the_greatest_that_begins_so(at, dice, length) -> None:
     found = new_id(at, dice) if dice else "job_" + "z" * 26
     assert found < beyond(found[:length])
+
+
+def test_a_pipe_gets_a_line_for_each_job_with_its_whole_id(capsys: pytest.CaptureFixture[str]) -> None:
+    job, tool = f"job_{'x' * 26}", "render" * 30
+    print_jobs([{"job_id": job, "tool": tool, "state": "QUEUED", "created_at": "2026-11-23T14:00:00Z"}] * 2)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in lines[1:]] == [[job, tool, "QUEUED"]] * 2
 
 
 @pytest.mark.slow

@@ -40,13 +40,16 @@ _EXITS = {"SUCCEEDED": 0, "CANCELLED": 3}
 ONE_LINE = 60
 """Letters of JSON that stand on one line."""
 
+_WIDE = 10_000
+"""Columns of what is no terminal: each job is one line there, however long the name of its tool."""
+
 _ECHO = 3
 """Columns that a bar leaves free: a ``^C`` that the terminal shows there would else begin another line."""
 
 _AT_ITS_END = {
     "FAILED": "what it printed: grami jobs logs {id}\nto run it again: grami jobs retry {id}",
     "TIMED_OUT": "what it printed: grami jobs logs {id}\nto run it again: grami jobs retry {id}",
-    "LOST": "nobody knows how far it came: look at what it did, then, if that does no harm: grami jobs retry {id}",
+    "LOST": "what it printed: grami jobs logs {id}\nif that does no harm: grami jobs retry {id}",
     "REJECTED": "the server offers no such tool any more, or with other arguments: grami describe",
     "INPUT_REQUIRED": "to answer: grami jobs input {id} ANSWER",
 }
@@ -112,7 +115,7 @@ def print_jobs(views: Sequence[Mapping[str, Any]]) -> None:
             _since(view["created_at"]).partition(" ")[0],
             _since(view.get("started_at"), view.get("finished_at")),
         )
-    out.print(table)
+    (out if out.is_terminal else type(out)(width=_WIDE)).print(table)
 
 
 # --- one ---
@@ -132,7 +135,7 @@ def print_job(view: Mapping[str, Any]) -> None:
     out.print(table)
     advice = to_do(view)
     if advice:
-        out.print(Text(f"\n{advice}", "dim"), soft_wrap=True)
+        out.print(Text(f"\n{advice}", "dim"), soft_wrap=not out.is_terminal)
 
 
 def _value(name: str, value: Any) -> Text:

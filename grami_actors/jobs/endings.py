@@ -66,7 +66,7 @@ def outcome_of(folder: AttemptFolder, now: float) -> Outcome:
 def lost(now: float, *, rebooted: bool) -> Outcome:
     """Its shim ended without a word."""
     why = "the machine was restarted" if rebooted else "its shim was killed"
-    return Outcome(kind="lost", at=now, message=f"{why} while it ran: what it did, nobody knows")
+    return Outcome(kind="lost", at=now, message=f"{why} while it ran")
 
 
 def unstarted(at: float, code: str, message: str, *, permanent: bool = False) -> Outcome:

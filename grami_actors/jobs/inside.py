@@ -103,7 +103,7 @@ class InsideRun:
         lost = Outcome(
             kind="lost",
             at=self._runner.system.wall(),
-            message="it ran in a server that has ended; how far it came, nobody knows",
+            message="it ran in a server that has ended",
         )
         self._reports.ended(self._runner.ends.get(self._key, lost))
 
