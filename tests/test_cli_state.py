@@ -108,6 +108,8 @@ def test_a_damaged_directory_is_told_with_what_to_do(grami: Grami) -> None:
     assert ".grami is damaged" in told.words
     assert "put the last backup in its place" in told.words
     assert json.loads(data.out)["damages"]
+    database.write_text("no database")
+    assert "jobs cannot be read" in grami("check").words
 
 
 @pytest.mark.parametrize("command", [("check",), ("backup", "copy"), ("gc",)])

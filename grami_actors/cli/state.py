@@ -64,7 +64,8 @@ def _show(directory: StateDirectory, checked: Checked) -> None:
     table.add_column(overflow="fold")
     table.add_row("size", size(checked.bytes))
     counts = [Text.assemble(state_text(name), f" {count}") for name, count in checked.states.items()]
-    table.add_row("jobs", Text(", ").join(counts) if counts else "none")
+    none = "none" if checked.sound else "cannot be read"
+    table.add_row("jobs", Text(", ").join(counts) if counts else none)
     for damage in checked.damages:
         table.add_row("damage", Text(harmless(damage), "red"))
     for title, names in (("without files", checked.missing), ("files of no job", checked.strays)):
@@ -74,7 +75,7 @@ def _show(directory: StateDirectory, checked: Checked) -> None:
     out.print(table)
     if not checked.sound:
         words = "stop the server, keep a copy of the folder as it is, and put the last backup in its place"
-        err.print(Text(f"what to do: {words}"), soft_wrap=True)
+        err.print(Text(f"what to do: {words}"), soft_wrap=not err.is_terminal)
     elif checked.strays:
         err.print(Text("`grami state gc` removes the files of no job", "dim"), soft_wrap=True)
 
