@@ -49,17 +49,21 @@ def sealed(*paths: Path) -> Iterator[None]:
                 each.chmod(mode)
 
 
+@pytest.fixture
+def sealable(tmp_path: Path) -> None:
+    """A file system on which nothing can be written through what is open: found out before there are jobs."""
+    probe = tmp_path / "probe"
+    with probe.open("wb", buffering=0) as file, sealed(probe), suppress(OSError):
+        file.write(b"x")
+        pytest.skip("what is open can be written here, whatever becomes of its file")
+
+
 @contextmanager
 def read_only(state: Path) -> Iterator[None]:
     """A state directory of which no byte can be written, not even through what is open."""
-    probe = state / "probe"
     # A file system that is really mounted read-only under an open database has nobody write to its mapped index.
     kept = [each for each in (state, *state.rglob("*")) if each.is_dir() or each.is_file()]
-    kept = [probe, *(each for each in kept if not each.name.endswith("-shm"))]
-    with probe.open("wb", buffering=0) as file, sealed(*kept):
-        with suppress(OSError):
-            file.write(b"x")
-            pytest.skip("what is open can be written here, whatever becomes of its file")
+    with sealed(*(each for each in kept if not each.name.endswith("-shm"))):
         yield
 
 
@@ -138,7 +142,7 @@ async def test_what_is_mounted_read_only_can_be_checked_and_copied(tmp_path: Pat
 
 @pytest.mark.slow
 async def test_while_nothing_can_be_written_jobs_are_refused_or_held_and_afterwards_each_ends_as_it_did(
-    state: Path, tmp_path: Path
+    state: Path, tmp_path: Path, sealable: None
 ) -> None:
     go, pid = tmp_path / "go", tmp_path / "pid"
     text = f"echo $$ > {pid}.new; mv {pid}.new {pid}; until test -e {go}; do sleep 0.01; done; echo said; exit 3"
@@ -184,7 +188,7 @@ async def test_while_nothing_can_be_written_jobs_are_refused_or_held_and_afterwa
 
 @pytest.mark.slow
 async def test_a_server_that_ends_while_nothing_can_be_written_leaves_its_jobs_to_the_next(
-    state: Path, tmp_path: Path
+    state: Path, tmp_path: Path, sealable: None
 ) -> None:
     go, ran = tmp_path / "go", tmp_path / "ran"
     with ExitStack() as later:
