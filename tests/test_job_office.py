@@ -42,7 +42,7 @@ from grami_actors.job_requests import (
     SubmitJob,
     SubmitRequest,
 )
-from grami_actors.jobs.clerk import JobClerk
+from grami_actors.jobs.clerk import Clean
 from grami_actors.jobs.inside import InsideRunner
 from grami_actors.jobs.memory import MemoryStore
 from grami_actors.jobs.office import JobOffice
@@ -721,10 +721,7 @@ async def test_all_that_is_kept_for_long_enough_is_cleared_away_at_once(tmp_path
                 "WITH RECURSIVE n(i) AS (SELECT 2 UNION SELECT i + 1 FROM n WHERE i < 1200) INSERT INTO jobs SELECT i, "
                 "id || i, owner, key, tool, parent, detached, state, ended, expired, wakes, data FROM jobs, n"
             )
-        office = desk.office
-        clerk = JobClerk.__new__(JobClerk)
-        clerk._service = office._service
-        await clerk._clean()
+        await desk.system.ask(f"{JOBS}/clerk", Clean(), timeout=20)
         with closing(sqlite3.connect(tmp_path / "jobs.db")) as db:
             assert db.execute("SELECT count(*) FROM jobs WHERE NOT expired").fetchone() == (0,)
 
