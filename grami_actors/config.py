@@ -135,6 +135,13 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     jobs_keep_days: Annotated[float, msgspec.Meta(ge=0)] = 7.0
     jobs_keys_days: Annotated[float, msgspec.Meta(ge=0)] = 30.0
 
+    def __post_init__(self) -> None:
+        """A path may be given as text, as everywhere in Python."""
+        for name in ("state_dir", "tls_cert", "tls_key", "keys_file", "jwt_keys"):
+            given = getattr(self, name)
+            if isinstance(given, str):
+                msgspec.structs.force_setattr(self, name, Path(given))
+
 
 class Settings(msgspec.Struct, frozen=True):
     """The effective settings, and where each came from.

@@ -41,6 +41,8 @@ from grami_actors.telemetry import (
     Event,
     InternalError,
     JobChanged,
+    JobsFound,
+    JobsLeft,
     LimitHit,
     Listening,
     Reloaded,
@@ -93,6 +95,13 @@ def _slow(event: RequestFinished) -> str:
 _LINES: dict[type[Event], tuple[str, Callable[[Any], str]]] = {
     Listening: ("INFO", lambda e: f"listening on {e.url}"),
     Reloaded: ("INFO", lambda e: f"{e.what} reloaded"),
+    JobsFound: ("INFO", lambda e: f"jobs taken up: {e.running} running, {e.waiting} waiting"),
+    JobsLeft: (
+        "INFO",
+        lambda e: (
+            f"jobs: {e.running} go on without the server, {e.waiting} wait for the next one, {e.ending} are ended"
+        ),
+    ),
     Doubted: ("WARNING", lambda e: e.text),
     ConnectionOpened: ("INFO", lambda e: f"{e.connection} opened from {e.peer}"),
     ConnectionAuthenticated: ("INFO", lambda e: f"{e.connection} authenticated as {e.principal}"),

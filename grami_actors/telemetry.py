@@ -288,6 +288,21 @@ class Reloaded(Event, frozen=True):
     what: str
 
 
+class JobsFound(Event, frozen=True):
+    """A server starts, and takes up jobs that are not at their end: so many that run, and so many that wait."""
+
+    running: int
+    waiting: int
+
+
+class JobsLeft(Event, frozen=True):
+    """A server stops: so many jobs go on without it, so many wait for the next one, and so many are ended first."""
+
+    running: int
+    waiting: int
+    ending: int
+
+
 class Doubted(Event, frozen=True):
     """The server runs with something that its operator should look at."""
 

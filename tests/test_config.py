@@ -447,3 +447,8 @@ def test_an_origin_that_could_never_match_is_refused(origin: str) -> None:
     with pytest.raises(ConfigError, match=r"an origin is like 'https://app\.example'"):
         check(Config(allowed_origins=(origin,)))
     check(Config(allowed_origins=("https://app.example", "http://localhost:8000", "chrome-extension://abc")))
+
+
+def test_a_path_may_be_given_as_text() -> None:
+    given = Config(state_dir="here", keys_file="keys.json")  # type: ignore[arg-type]
+    assert (given.state_dir, given.keys_file, given.tls_cert) == (Path("here"), Path("keys.json"), None)

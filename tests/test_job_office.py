@@ -55,7 +55,7 @@ from grami_actors.messages import Message
 from grami_actors.schedules import Schedule
 from grami_actors.swarm import Swarm
 from grami_actors.system import ActorSystem
-from grami_actors.telemetry import Doubted, JobChanged
+from grami_actors.telemetry import Doubted, JobChanged, JobsFound, JobsLeft
 from grami_actors.tools import tool
 from tests.conftest import turns_until
 
@@ -742,3 +742,23 @@ async def test_jobs_are_opened_when_somebody_first_wants_one(tmp_path: Path) -> 
             with pytest.raises(GramiError, match="another"):
                 await second.offer()
         await jobs.close(1.0)
+
+
+async def test_the_operator_is_told_of_jobs_that_go_on_without_the_server_and_of_those_that_are_found(
+    tmp_path: Path,
+) -> None:
+    told: list[Any] = []
+    config = Config(jobs_running=1)
+    for _ in range(2):
+        async with ActorSystem() as system:
+            system.bus.subscribe(told.append, JobsFound, JobsLeft)
+            await SWARM.start(system)
+            jobs = Jobs(system, plan_of(SWARM, config), tmp_path)
+            await jobs.open(JOBS)
+            desk = Desk(system)
+            if len(told) == 0:
+                runs = await desk.submit("held", name="runs")
+                await desk.until(runs.id, State.RUNNING)
+                await desk.submit("double", number=1)
+            await jobs.close(5.0)
+    assert told[:2] == [JobsLeft(0, 1, 1), JobsFound(0, 1)]

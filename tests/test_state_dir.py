@@ -132,6 +132,20 @@ def test_a_second_server_is_refused_with_the_pid_of_the_first_until_that_is_gone
     other.release()
 
 
+def test_the_database_and_what_is_beside_it_are_for_their_owner_only(directory: StateDirectory, tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        store = store_of(directory)
+        add(store, "job_1")
+        directory.backup(tmp_path / "copy")
+    finally:
+        os.umask(before)
+    files = [*directory.path.glob("jobs.db*"), tmp_path / "copy" / "jobs.db"]
+    assert len(files) > 2
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+    store.close()
+
+
 # --- looked at ---
 
 

@@ -54,6 +54,7 @@ from grami_actors.messages import Envelope, Terminated, type_name
 from grami_actors.ref import Ref
 from grami_actors.restarts import RestartPolicy
 from grami_actors.router import Fanout
+from grami_actors.telemetry import JobsFound, JobsLeft
 
 AGAIN = 1.0
 """Seconds after which an attempt whose actor gave up gets another one."""
@@ -119,6 +120,9 @@ class JobOffice(Actor):
                 self._queue.enqueue(job)
         for job in found[1]:
             self._aside(self._wake(job))
+        if found[0]:
+            running = sum(job.state.alive for job in found[0])
+            service.system.bus.publish(JobsFound(running, len(found[0]) - running))
         await self.spawn(JobClerk, service, self._cell.ref, name="clerk")
         self.after(0.0, Look(), key=Look)
 
@@ -433,6 +437,10 @@ class JobOffice(Actor):
             if each.id in self._actors
             and (halt.everything or each.runner == "inside" or each.terms.on_server_exit == "stop")
         }
+        if under_way:
+            running = sum(job.state.alive for job in under_way)
+            left = JobsLeft(running - len(mortal), len(under_way) - running, len(mortal))
+            self._service.system.bus.publish(left)
         for actor in mortal.values():
             actor.tell(StopJob("shutdown"))
         while any(each in self._actors for each in mortal):  # noqa: ASYNC110 - the end of the server, and of all events

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -45,6 +46,11 @@ def connect(path: Path, *, writes: bool = True) -> sqlite3.Connection:
         if each.exists() and not os.access(each, os.W_OK):
             # SQLite would open it to be read, say so at the first write, and leave a log that nobody can write either.
             raise ConfigError(f"{each} cannot be written")
+    if writes:
+        with suppress(OSError):  # SQLite says better what is wrong
+            os.close(
+                os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            )  # it gives what is beside the same mode
     mode = "rwc" if writes else "ro"
     if not (writes or os.access(path.parent, os.W_OK) or beside[1].exists()):
         # SQLite wants to make a log even to read, and here nobody can; where there is none, nobody writes either.
