@@ -277,7 +277,8 @@ class JobActor(Actor):
         begun, self._begun = self._begun, None
 
         def write(store: JobStore) -> Job:
-            if begun is not None and begun[1].done() and begun[1].exception() is not None:
+            known = store.get(self._id)
+            if begun is not None and known is not None and known.state is State.STARTING:  # the first try failed
                 store.change(begun[0])
             return store.change(change)
 

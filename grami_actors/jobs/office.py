@@ -438,9 +438,8 @@ class JobOffice(Actor):
             and (halt.everything or each.runner == "inside" or each.terms.on_server_exit == "stop")
         }
         if under_way:
-            running = sum(job.state.alive for job in under_way)
-            left = JobsLeft(running - len(mortal), len(under_way) - running, len(mortal))
-            self._service.system.bus.publish(left)
+            others = [job.state.alive for job in under_way if job.id not in mortal]
+            self._service.system.bus.publish(JobsLeft(sum(others), len(others) - sum(others), len(mortal)))
         for actor in mortal.values():
             actor.tell(StopJob("shutdown"))
         while any(each in self._actors for each in mortal):  # noqa: ASYNC110 - the end of the server, and of all events

@@ -48,9 +48,8 @@ def connect(path: Path, *, writes: bool = True) -> sqlite3.Connection:
             raise ConfigError(f"{each} cannot be written")
     if writes:
         with suppress(OSError):  # SQLite says better what is wrong
-            os.close(
-                os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            )  # it gives what is beside the same mode
+            # What SQLite puts beside it gets the same mode.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     mode = "rwc" if writes else "ro"
     if not (writes or os.access(path.parent, os.W_OK) or beside[1].exists()):
         # SQLite wants to make a log even to read, and here nobody can; where there is none, nobody writes either.
