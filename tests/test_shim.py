@@ -666,3 +666,25 @@ def test_a_server_that_was_just_poked_is_not_poked_again_for_what_was_said_befor
         assert os.read(pipe, 65536) == b"job_1 1\n"
     finally:
         os.close(pipe)
+
+
+MEMORY = Path("/sys/fs/cgroup/memory")
+
+
+@pytest.mark.skipif(not os.access(MEMORY / "memory.limit_in_bytes", os.W_OK), reason="no memory controller to set")
+def test_a_job_that_the_kernel_killed_for_memory_is_told_as_that_and_one_that_somebody_killed_is_not(
+    tmp_path: Path,
+) -> None:
+    group = MEMORY / f"grami-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(64 * 1024 * 1024))
+        greedy = f"echo $$ > {group}/cgroup.procs; exec $PYTHON -c 'held = bytearray(512 * 1024 * 1024)'"
+        with Attempt(tmp_path / "greedy", shell(greedy)) as attempt:
+            end = attempt.run()
+            assert (end["signal"], end["oom"], end["forced"]) == (signal.SIGKILL, True, False)
+        with Attempt(tmp_path / "killed", shell("kill -KILL $$")) as attempt:
+            end = attempt.run()
+            assert (end["signal"], end["oom"]) == (signal.SIGKILL, False)
+    finally:
+        group.rmdir()

@@ -42,6 +42,15 @@ def means(limits: dict[str, Any]) -> dict[str, str]:
     return {name: ways.get(name, "shim") for name, value in limits.items() if value is not None}
 
 
+def oom_kills() -> int:
+    """How many processes the kernel has killed for memory so far; 0 where it does not say (proc, in section 5)."""
+    try:
+        told = read("/proc/vmstat").rpartition(b"\noom_kill ")[2]
+        return int(told.partition(b"\n")[0])
+    except (OSError, ValueError):
+        return 0
+
+
 def exceeded(limits: dict[str, Any], shim: int, spent: float) -> str:
     """Which limit the tree below the shim is over; empty for none.
 

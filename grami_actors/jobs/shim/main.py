@@ -17,7 +17,7 @@ from grami_actors.jobs.failpoints import reached
 from grami_actors.jobs.shim.child import CHANNEL, become, call, keep_only, reset
 from grami_actors.jobs.shim.files import create, encoded, write
 from grami_actors.jobs.shim.lean import loads, signal, suppress
-from grami_actors.jobs.shim.limits import POLL, exceeded, means
+from grami_actors.jobs.shim.limits import POLL, exceeded, means, oom_kills
 from grami_actors.jobs.shim.loop import Loop
 from grami_actors.jobs.shim.server import Server
 from grami_actors.jobs.shim.tree import adopt_orphans, descendants, read, send, stat, strike
@@ -134,6 +134,7 @@ class Shim:
         self._main = 0
         self._status: int | None = None
         self._started_at = time.time()
+        self._ooms = oom_kills()
         self._gone = False
         self._rung = 0
         self._reason = ""
@@ -362,7 +363,8 @@ class Shim:
             "reason": self._reason,
             "forced": self._forced,
             "strays": self._strays,
-            "oom": False,
+            # A SIGKILL that was not ours, and something was killed for memory meanwhile: this, most likely.
+            "oom": code == -signal.SIGKILL and not self._forced and oom_kills() > self._ooms,
             "cpu": round(used.ru_utime + used.ru_stime, 6),
             "memory": used.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
             "log": self._voice.log.end,
