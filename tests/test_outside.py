@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -468,6 +469,27 @@ async def test_a_shim_that_was_killed_while_no_server_was_there_is_found_out(tmp
         await again.adopt()
         assert (await told.end()).kind == "lost"
         assert folder.verdict() is Verdict.DEAD
+
+
+@pytest.mark.parametrize("served", [True, False])
+async def test_a_job_whose_folder_is_removed_is_ended_and_lost_and_not_started_again(
+    tmp_path: Path, *, served: bool
+) -> None:
+    async with serving(tmp_path) as server:
+        run, told = await server.begun("shell", text="setsid sleep 600 & sleep 600")
+        folder = AttemptFolder(server.path(told.job))
+        while len(pids := [each.pid for each in processes.members("", folder.tree_lock)]) < 3:
+            await asyncio.sleep(0.01)
+        if served:
+            shutil.rmtree(folder.path.parent)
+        else:
+            run.leave()
+            shutil.rmtree(folder.path.parent)
+            run, told = server.run(msgspec.structs.replace(told.job, state=State.RUNNING))
+            await run.adopt()
+        outcome = await told.end()
+        assert (outcome.kind, "restarted" in outcome.message) == ("lost", False)
+        assert not [pid for pid in pids if (now := processes.process(pid)) and now.state not in "ZX"]
 
 
 async def test_after_a_restart_of_the_machine_no_process_is_touched(tmp_path: Path) -> None:

@@ -131,7 +131,8 @@ class OutsideRun:
         """Go on with it, whatever became of it. Raises OSError: its folder cannot be looked at."""
         reached("outside.before_adopt")
         self._attend()
-        if await self._is_begun():
+        # What is known to have run, and of which there is no trace, is not started a second time.
+        if await self._is_begun() or self._job.state in {State.RUNNING, State.INPUT_REQUIRED}:
             self._go_on()
         else:
             await self.begin()
@@ -286,7 +287,8 @@ class OutsideRun:
             outcome = outcome_of(self._folder, self._runner.clock())
         else:
             begun = self._folder.read("run.json")
-            rebooted = begun.get("boot") != processes.boot_id()
+            boot = processes.boot_id()
+            rebooted = begun.get("boot", boot) != boot  # somebody who removes its folder is no restart
             if not rebooted:
                 await self._clear()
             outcome = lost(self._runner.clock(), rebooted=rebooted)

@@ -145,6 +145,6 @@ def _holds(pid: int, lock: str) -> bool:
     with contextlib.suppress(OSError):
         for each in folder.iterdir():
             with contextlib.suppress(OSError):  # closed meanwhile
-                if os.readlink(each) == lock:  # noqa: PTH115 - there may be thousands
+                if os.readlink(each).removesuffix(" (deleted)") == lock:  # noqa: PTH115 - there may be thousands
                     return True
     return False
