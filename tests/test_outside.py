@@ -132,6 +132,7 @@ class Server:
 async def serving(folder: Path) -> AsyncIterator[Server]:
     async with asyncio.timeout(30):
         server = Server(folder)
+        folder.joinpath("jobs").mkdir(parents=True, exist_ok=True)
         server.wakes.open()
         try:
             yield server
@@ -490,6 +491,19 @@ async def test_a_job_whose_folder_is_removed_is_ended_and_lost_and_not_started_a
         outcome = await told.end()
         assert (outcome.kind, "restarted" in outcome.message) == ("lost", False)
         assert not [pid for pid in pids if (now := processes.process(pid)) and now.state not in "ZX"]
+
+
+async def test_a_server_on_a_copy_of_the_state_touches_no_process_of_the_one_it_was_copied_from(tmp_path: Path) -> None:
+    async with serving(tmp_path / "one") as server, serving(tmp_path / "two") as other:
+        run, told = await server.begun("shell", text="sleep 600")
+        shutil.copytree(server.path(told.job), other.path(told.job), ignore=shutil.ignore_patterns("poke"))
+        adopted, heard = other.run(msgspec.structs.replace(told.job, state=State.RUNNING))
+        await adopted.adopt()
+        outcome = await heard.end()
+        assert (outcome.kind, "copied" in outcome.message) == ("lost", True)
+        assert AttemptFolder(server.path(told.job)).tree_alive
+        run.stop("user", force=True)
+        assert (await told.end()).kind == "stopped"
 
 
 async def test_after_a_restart_of_the_machine_no_process_is_touched(tmp_path: Path) -> None:

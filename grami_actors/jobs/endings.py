@@ -63,9 +63,11 @@ def outcome_of(folder: AttemptFolder, now: float) -> Outcome:
     return Outcome(kind="failed", at=at, code=fault.code, message=fault.message, permanent=fault.permanent, exit=done)
 
 
-def lost(now: float, *, rebooted: bool) -> Outcome:
-    """Its shim ended without a word."""
+def lost(now: float, *, rebooted: bool, copied: bool) -> Outcome:
+    """Its shim ended without a word, or runs for another server, whose state directory was copied."""
     why = "the machine was restarted" if rebooted else "its shim was killed"
+    if copied:
+        why = "its folder was copied"
     return Outcome(kind="lost", at=now, message=f"{why} while it ran")
 
 

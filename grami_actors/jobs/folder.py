@@ -128,6 +128,10 @@ class AttemptFolder:
         """Whether a process of the job has its lock; that none has does not prove that none lives."""
         return _held(self.tree_lock)
 
+    def is_copy(self, begun: dict[str, Any]) -> bool:
+        """Whether what ``run.json`` tells of happened in another folder, of which this is a copy. Raises OSError."""
+        return "inode" in begun and begun["inode"] != self.path.stat().st_ino
+
     def read(self, name: str) -> dict[str, Any]:
         """One of ``spec.json``, ``run.json`` and ``exit.json``; empty if it is not there or not whole."""
         found = self._decoded(name)

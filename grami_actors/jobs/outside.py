@@ -289,9 +289,10 @@ class OutsideRun:
             begun = self._folder.read("run.json")
             boot = processes.boot_id()
             rebooted = begun.get("boot", boot) != boot  # somebody who removes its folder is no restart
-            if not rebooted:
+            copied = self._folder.is_copy(begun)
+            if not (rebooted or copied):
                 await self._clear()
-            outcome = lost(self._runner.clock(), rebooted=rebooted)
+            outcome = lost(self._runner.clock(), rebooted=rebooted, copied=copied)
         await self._report_output(0 if outcome.exit is None else outcome.exit.log)
         return outcome
 

@@ -47,7 +47,7 @@ def main(folder: str, lock: int, tree: int, lifeline: int) -> int:
     subreaper = adopt_orphans()
     reached("shim.before_run")
     try:
-        if not create(f"{folder}/run.json", identity(spec, subreaper=subreaper)):
+        if not create(f"{folder}/run.json", identity(folder, spec, subreaper=subreaper)):
             return 3
         reached("shim.after_run")
         shim = Shim(folder, spec, lifeline)
@@ -99,8 +99,8 @@ def _insist(write_it: Callable[[], object]) -> None:
             return
 
 
-def identity(spec: dict[str, Any], *, subreaper: bool) -> bytes:
-    """What run.json says: which process of which boot the shim is, and how limits are held."""
+def identity(folder: str, spec: dict[str, Any], *, subreaper: bool) -> bytes:
+    """What run.json says: which process of which boot the shim is, in which folder, and how limits are held."""
     try:
         boot = read("/proc/sys/kernel/random/boot_id").decode().strip()
     except OSError:
@@ -109,6 +109,7 @@ def identity(spec: dict[str, Any], *, subreaper: bool) -> bytes:
     said = {"job": spec["job"], "attempt": spec["attempt"], "mark": spec["mark"], "pid": os.getpid(), "boot": boot}
     start = int(fields[19]) if fields else 0
     held = means(spec.get("limits") or {})
+    said["inode"] = os.stat(folder).st_ino  # a copy of the folder, a backup, is none of this attempt
     return encoded(said | {"start": start, "at": time.time(), "subreaper": subreaper, "limits": held})
 
 
