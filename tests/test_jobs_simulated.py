@@ -12,7 +12,7 @@ from grami_actors.agent import Agent, handles
 from grami_actors.errors import GramiError
 from grami_actors.job import Order, Retry
 from grami_actors.job_context import JobContext
-from grami_actors.job_requests import JOBS, JobEnded, ListJobs
+from grami_actors.job_requests import JOBS, CancelJob, GetJob, JobEnded, ListJobs, SubmitRequest
 from grami_actors.jobs.commands import command
 from grami_actors.messages import Message
 from grami_actors.scenario.lines import Line
@@ -170,3 +170,20 @@ def test_a_transcript_tells_what_was_wanted_of_jobs_and_how_their_attempts_went(
         ("ada", JOBS, "submit_job", f"walk, steps=9 ⇒ {second} QUEUED"),
     ]
     assert {each.what for each in lines[6:]} == {"started", "cancel_job", "ended stopped"}
+
+
+def test_a_request_in_the_background_that_is_cancelled_is_over_at_once() -> None:
+    class Sleeper(Agent):
+        @handles(Go)
+        async def go(self, _: Go) -> None:
+            await asyncio.sleep(3_600)
+
+    async def cancels(world: World) -> None:
+        desk = await world.system.ask(JOBS, SubmitRequest(message=Go(1)))
+        await asyncio.sleep(60)
+        await world.system.ask(JOBS, CancelJob(desk.id))
+        await asyncio.sleep(0.1)
+        assert (await world.system.ask(JOBS, GetJob(desk.id))).state == "CANCELLED"
+
+    outcome = Runner(Setup(Swarm([Sleeper], [plain])), cancels).run(Seeded(0))
+    assert outcome.failure is None, outcome.failure

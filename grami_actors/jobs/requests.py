@@ -64,4 +64,5 @@ def request_tool(system: ActorSystem, ledger: Ledger, name: str, kind: type[Mess
         finally:
             root.cancel(Cancelled("the job is over"))
 
-    return Tool(request, name=f"{REQUEST}{name}", lane="loop")
+    # An agent hears of a cancel by being cancelled: there is nothing to wait for before.
+    return Tool(request, name=f"{REQUEST}{name}", lane="loop", job=True, soft_grace=0.0)
