@@ -196,19 +196,22 @@ class JobOffice(Actor):
                 if known is not None:
                     return known
             self._queue.check(job.tool, job.owner, job.terms)
-            return await self._whole(self._add(job))
+            written = service.ledger.do(lambda store: store.add(job))
+            written.add_done_callback(self._written)  # also when whoever asked for it is gone by then
+            return (await asyncio.shield(written))[0]
         except StoreError as error:
             text = f"the job could not be written down, and was not accepted: {error}"
             raise LimitReached(text, code=ErrorCode.RESOURCE_EXHAUSTED, limit="store", retry_after_ms=1000) from error
 
-    async def _add(self, job: Job) -> Job:
-        """Write it down, and have it wait."""
-        accepted, new = await self._service.ledger.do(lambda store: store.add(job))
+    def _written(self, written: asyncio.Future[tuple[Job, bool]]) -> None:
+        """A job is accepted: it waits for its turn."""
+        if written.cancelled() or written.exception() is not None or self._cell.actor is not self:
+            return  # an instance that took over has read it
+        accepted, new = written.result()
         reached("office.after_accept")
         if new:
             self._queue.enqueue(accepted)
             self._look()
-        return accepted
 
     def _check_wake(self, name: str) -> None:
         try:
