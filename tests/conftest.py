@@ -49,7 +49,7 @@ def lane(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def in_series() -> Iterator[None]:
     """Simulated runs that cost the same however much the other tests left behind."""
     with series():
