@@ -5,50 +5,25 @@ from __future__ import annotations
 import json
 import os
 import random
-import sys
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from grami_actors.cli import main
 from grami_actors.job import Job, Step, digest_of, new_id
 from grami_actors.jobs.sqlite import SqliteStore
 from grami_actors.jobs.state_dir import StateDirectory
 from grami_actors.jobs.store import Change
+from tests.conftest import Grami
 
 DAY = 86_400.0
 
 
-class Ended(NamedTuple):
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def words(self) -> str:
-        return " ".join((self.out + self.err).split())
-
-
-Grami = Callable[..., Ended]
-
-
 @pytest.fixture
-def grami(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Grami:
+def grami(command_line: Grami) -> Grami:
     """Runs ``grami state`` in an empty directory."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["grami", "state", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Ended(int(ended.value.code or 0), *capsys.readouterr())
-
-    return run
+    return partial(command_line, "state")
 
 
 def made(path: Path, **ended_days_ago: float | None) -> dict[str, str]:

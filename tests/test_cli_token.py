@@ -5,42 +5,21 @@ from __future__ import annotations
 import json
 import re
 import stat
-import sys
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from grami_actors.api_keys import KeyStore
-from grami_actors.cli import main
 from grami_actors.errors import ProtocolError
-
-
-class Ended(NamedTuple):
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-Grami = Callable[..., Ended]
+from tests.conftest import Grami
 
 
 @pytest.fixture
-def grami(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Grami:
+def grami(command_line: Grami) -> Grami:
     """Runs ``grami token`` in an empty directory."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["grami", "token", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Ended(int(ended.value.code or 0), *capsys.readouterr())
-
-    return run
+    return partial(command_line, "token")
 
 
 def created(grami: Grami, *arguments: str) -> tuple[str, str]:

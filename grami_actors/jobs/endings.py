@@ -19,19 +19,11 @@ class _Error(msgspec.Struct, frozen=True):
     permanent: bool = False
 
 
-class _Ending(msgspec.Struct, frozen=True, kw_only=True):
+class _Ending(Exit, frozen=True, kw_only=True):
     """exit.json."""
 
     at: float
-    code: int | None = None
-    signal: int | None = None
     reason: Reason = ""
-    forced: bool = False
-    strays: int = 0
-    oom: bool = False
-    cpu: float = 0.0
-    memory: int = 0
-    log: int = 0
     error: _Error | None = None
     unstarted: bool = False
 

@@ -27,6 +27,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from grami_actors.jobs.shim.files import sync_folder
+
 
 class Verdict(enum.Enum):
     """What became of an attempt."""
@@ -194,15 +196,7 @@ def _write(path: Path, content: Any, *, durable: bool) -> None:
     if durable:
         # The names of the folder and of its own: a job's first attempt makes two of them.
         for folder in (path.parent, path.parent.parent, path.parent.parent.parent):
-            _sync(folder)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            sync_folder(str(folder))
 
 
 def _lock(descriptor: int, how: int) -> bool:

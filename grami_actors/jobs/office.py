@@ -133,10 +133,6 @@ class JobOffice(Actor):
     def _aside(self, work: Coroutine[Any, Any, None]) -> None:
         self._cell.runtime.begin(work)
 
-    async def _whole(self, work: Coroutine[Any, Any, Job]) -> Job:
-        """Do something to its end, also when whoever asked for it goes away or has no more time."""
-        return await asyncio.shield(work)
-
     # --- accepting ---
 
     async def _submit(self, wanted: SubmitJob) -> Job:
@@ -339,7 +335,8 @@ class JobOffice(Actor):
         job = await self._known(wanted.job, wanted.owner)
         if job.state.terminal:
             raise JobError(f"the job {job.id} is {job.state} already", code=ErrorCode.JOB_NOT_CANCELABLE)
-        return await self._whole(self._cancel_tree(job, "user", force=wanted.force))
+        # To its end, also when whoever asked for it goes away or has no more time.
+        return await asyncio.shield(self._cancel_tree(job, "user", force=wanted.force))
 
     async def _cancel_tree(self, job: Job, reason: Literal["user", "parent"], *, force: bool) -> Job:
         """A job, and what it caused."""

@@ -42,11 +42,11 @@ def connect(path: Path, *, writes: bool = True) -> sqlite3.Connection:
         sqlite3.Error: it cannot be opened.
     """
     beside = [path.with_name(f"{path.name}{end}") for end in ("", "-wal", "-shm")]
-    for each in beside if writes else ():
-        if each.exists() and not os.access(each, os.W_OK):
-            # SQLite would open it to be read, say so at the first write, and leave a log that nobody can write either.
-            raise ConfigError(f"{each} cannot be written")
     if writes:
+        for each in beside:
+            if each.exists() and not os.access(each, os.W_OK):
+                # SQLite would open it to be read, say so at the first write, and leave a log that nobody can write.
+                raise ConfigError(f"{each} cannot be written")
         with suppress(OSError):  # SQLite says better what is wrong
             # What SQLite puts beside it gets the same mode.
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))

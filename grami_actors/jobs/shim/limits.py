@@ -6,6 +6,7 @@ Measuring sees a spike only if it lasts as long as :data:`POLL`.
 from __future__ import annotations
 
 import os
+import resource
 
 from grami_actors.jobs.shim.tree import descendants, read, stat
 
@@ -22,8 +23,6 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 def confine(limits: dict[str, Any]) -> None:
     """Set what the kernel holds, in the process that becomes the job. Raises OSError, ValueError."""
-    import resource  # noqa: PLC0415 - most jobs have no limit
-
     wanted = {}
     if limits.get("files"):
         wanted[resource.RLIMIT_NOFILE] = int(limits["files"])
