@@ -372,11 +372,14 @@ class Client:
         """Serve a connection until it is over; the next one. Raises GramiError: there is none."""
         loop = asyncio.get_running_loop()
         opened = loop.time()
-        attaching = asyncio.create_task(self._attach_again())
+        attaching = None
+        if self._conversation.followed or self._conversation.hearings:
+            attaching = asyncio.create_task(self._attach_again())
         try:
             reason = await self._read(socket)
         finally:
-            attaching.cancel()
+            if attaching is not None:
+                attaching.cancel()
         lost = ConnectionLost(f"the connection was lost ({reason}); the outcome is unknown")
         refusal = self._handshake.after(socket.close_code or 0, reason)
         if refusal is not None or not self._settings.retry_for:

@@ -107,15 +107,14 @@ class Pool(Generic[M]):
     def add(self, member: M) -> None:
         """Add a member; twice is once."""
         with self._lock:
-            if not any(each is member for each in self.members):
+            if member not in self.members:
                 self._replace((*self.members, member))
 
     def remove(self, member: M) -> None:
         """Take a member out, if it is one."""
         with self._lock:
-            left = tuple(each for each in self.members if each is not member)
-            if len(left) < len(self.members):
-                self._replace(left)
+            if member in self.members:
+                self._replace(tuple(each for each in self.members if each is not member))
 
     def _replace(self, members: tuple[M, ...]) -> None:
         self.members = members

@@ -38,6 +38,7 @@ from grami_actors.gateway.request import (
     Began,
     Drain,
     FrameCame,
+    Greet,
     Leave,
     Piece,
     Request,
@@ -89,14 +90,14 @@ class Connection(Writing):
         self._held: deque[Answer | Entry] = deque()
         self._held_bytes = 0
         self._leaving: Leave | None = None
+        # A message, and not on_start: without a hook there is no task for the start.
+        self._cell.mailbox.put_first(Envelope(Greet()))
 
-    def on_start(self) -> None:
-        """Say who it is, or send it away."""
+    def _on_greet(self, _: Greet) -> None:
         if self.guest.refused is not None:
             self.protocol.close(*self.guest.refused)
         elif self.protocol.principal is not None:
             self._welcome(self.protocol.principal)
-        self._flush()
 
     def _welcome(self, principal: Principal) -> None:
         try:
@@ -424,6 +425,7 @@ class Connection(Writing):
                 request.release()
 
     _RECEIVERS: ClassVar[dict[type, Callable[[Connection, Any], Any]]] = {
+        Greet: _on_greet,
         FrameCame: _on_frame,
         Answer: _on_answer,
         Piece: _on_piece,

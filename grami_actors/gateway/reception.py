@@ -222,6 +222,8 @@ class Reception:
         if self.closing:
             return
         self.closing = True
+        if not self._open:
+            return
         rng = random.Random(self.system.new_trace_id())
         most = self._config.drain_timeout
         seconds = len(self._open) / CLOSES_A_SECOND

@@ -19,6 +19,10 @@ BACKLOG = 1_000
 """Events that may wait for a connection's actor before chunks and progress are dropped."""
 
 
+class Greet(msgspec.Struct, frozen=True):
+    """The handshake said who it is, or that it is to go: the first message of its connection."""
+
+
 class FrameCame(msgspec.Struct, frozen=True):
     """The client sent a frame."""
 
