@@ -14,8 +14,9 @@ import pytest
 from grami_actors.history import AnyEntry
 from grami_actors.scenario.explore import as_text
 from grami_actors.scenario.lines import line_of
-from grami_actors.simulation.run import Outcome, Runner, series, shrink
+from grami_actors.simulation.run import Outcome, Runner, series
 from grami_actors.simulation.schedule import Decided, Schedule
+from grami_actors.simulation.shrink import shrink
 from grami_actors.simulation.world import Setup
 from tests.coordination_swarms import PATTERNS
 from tests.coordination_trial import LEDGER, SEEN

@@ -69,8 +69,8 @@ async def never_ends(play: Play) -> None:
         pass
 """
 
-DIGESTS = {"fine": "978fc5748f98abcac72a8e98b5077952", "race": "719eb23e5456a8207d79e0d2547cb650"}
-"""Of seeds 0 to 15: the same on every machine and version."""
+DIGESTS = {"fine": "8e8e66a74077ee4600af391fe868fae1", "race": "8c56b6bf0c9266fde873e78317e92728"}
+"""Of seeds 0 to 31: the same on every machine and version."""
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def crew() -> Iterator[Crew]:
         yield crew
 
 
-def explored(crew: Crew, script: Path, name: str, seeds: int = 16) -> Report:
+def explored(crew: Crew, script: Path, name: str, seeds: int = 32) -> Report:
     return explore(crew, Wanted(str(script), name), seeds)
 
 

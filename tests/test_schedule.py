@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grami_actors.simulation.schedule import Choice, Decided, Decisions, Schedule
+from grami_actors.simulation.schedule import Choice, Decided, Decisions, Schedule, Sparse
 
 SEEDS = st.integers(0, 10_000)
 SIZES = st.lists(st.integers(2, 100), max_size=60)
 
 
+@dataclass
+class Turn:
+    number: int
+    owner: str
+
+
 def enabled(count: int) -> list[Choice]:
-    return [Choice(-n, f"actor-{n}", int) for n in range(count)]
+    return [Turn(-n, f"actor-{n}") for n in range(count)]
 
 
 def picked(schedule: Schedule, sizes: list[int]) -> list[int]:
@@ -79,16 +86,27 @@ def test_the_amount_of_a_fault_depends_on_its_number_and_seed_only() -> None:
     assert one.amount() != Schedule(6).amount()
 
 
+@given(SEEDS, st.dictionaries(st.integers(0, 60), st.floats(0.0, 1.0, exclude_max=True)), SIZES)
+def test_a_sparse_run_leaves_the_order_exactly_at_its_places_and_its_decisions_play_it_again(
+    seed: int, places: dict[int, float], sizes: list[int]
+) -> None:
+    sparse = Sparse(seed, {}, places)
+    picks = picked(sparse, sizes)
+    assert [number for number, place in enumerate(picks) if place] == sorted(n for n in places if n < len(sizes))
+    assert all(place < size for place, size in zip(picks, sizes, strict=True))
+    assert picked(Decided(seed, sparse.decisions), sizes) == picks
+
+
 def test_what_a_seed_draws_is_the_same_wherever_it_is_drawn() -> None:
     sizes = [2 + n % 5 for n in range(24)]
-    drawn = ["".join(map(str, picked(Schedule(seed), sizes))) for seed in (1, 2, 3, 17, 1_000)]
+    drawn = ["".join(map(str, picked(Schedule(seed), sizes))) for seed in (1, 2, 4, 10, 1_000)]
     assert drawn == PINNED
 
 
 PINNED = [
-    "010041002000002100030000",
-    "111451114511145113450034",
-    "000000004001002000040000",
-    "000050000002003000000200",
-    "022130230401041010301104",
+    "020050200500005100050000",
+    "010031103100302013410011",
+    "003330033311333113331133",
+    "010000200500000000000000",
+    "111140034500022002220022",
 ]

@@ -10,8 +10,9 @@ from textwrap import dedent, indent
 import pytest
 
 from grami_actors.scenario.explore import Wanted, runner_of
-from grami_actors.simulation.run import Outcome, Runner, shrink
+from grami_actors.simulation.run import Outcome, Runner
 from grami_actors.simulation.schedule import Decided, Schedule
+from grami_actors.simulation.shrink import shrink
 
 SEEDS = 1_000
 
@@ -260,6 +261,149 @@ def test_an_order_between_two_senders_that_nobody_promised_is_found(planted: Cal
             play.check("in order", Third.heard == ["first", "second"])
         """)
     assert len(found(runner).decisions) <= 1
+
+
+CAUSES = """
+class Boss(Agent):
+    @handles(Go)
+    def go(self, m: Go) -> None:
+        FIRST
+        self.tell("worker", Go())
+
+class Worker(Agent):
+    @handles(Go)
+    def go(self, m: Go) -> None:
+        self.tell("sink", Go("worker"))
+
+class Sink(Agent, subscribes=("orders",)):
+    heard = []
+
+    @handles(Go)
+    def go(self, m: Go) -> None:
+        self.heard.append(m.tag)
+
+swarm = Swarm([Boss, Worker, Sink])
+
+@scenario
+async def race(play: Play) -> None:
+    play.system.tell("boss", Go())
+    await play.eventually(lambda: len(Sink.heard) == 2)
+    play.check("in order", Sink.heard == ["boss", "worker"])
+"""
+
+
+@pytest.mark.parametrize("first", ['self.tell("sink", Go("boss"))', 'self.publish("orders", Go("boss"))'])
+def test_that_a_cause_comes_before_its_effect_by_another_way_is_not_taken_for_granted(
+    planted: Callable[..., Runner], first: str
+) -> None:
+    assert len(found(planted(CAUSES.replace("FIRST", first))).decisions) <= 2
+
+
+def test_messages_of_one_sender_never_change_places_whoever_else_sends(planted: Callable[..., Runner]) -> None:
+    runner = planted("""
+        class One(Agent):
+            @handles(Go)
+            async def go(self, m: Go) -> None:
+                for n in range(4):
+                    self.tell("sink", Go(f"{self.name} {n}"))
+                    if n % 2:
+                        await asyncio.sleep(0)
+
+        class Two(One): pass
+
+        class Three(One): pass
+
+        class Sink(Agent):
+            heard = []
+
+            @handles(Go)
+            def go(self, m: Go) -> None:
+                self.heard.append(m.tag)
+
+        swarm = Swarm([One, Two, Three, Sink])
+
+        @scenario
+        async def race(play: Play) -> None:
+            for name in ("one", "two", "three"):
+                play.system.tell(name, Go())
+            await play.eventually(lambda: len(Sink.heard) == 12)
+            for name in ("one", "two", "three"):
+                heard = [each for each in Sink.heard if each.startswith(name)]
+                play.check(f"{name} in order", heard == [f"{name} {n}" for n in range(4)], str(heard))
+        """)
+    outcomes = [runner.run(Schedule(seed)) for seed in range(300)]
+    assert [each.failure for each in outcomes if each.failure] == []
+    assert len({each.order for each in outcomes}) > 250
+
+
+def test_what_is_queued_before_an_actor_is_drained_is_never_overtaken_by_its_end(
+    planted: Callable[..., Runner],
+) -> None:
+    runner = planted("""
+        class Sink(Agent):
+            heard = []
+
+            @handles(Go)
+            def go(self, m: Go) -> None:
+                self.heard.append(m.tag)
+
+        class Boss(Agent):
+            @handles(Go)
+            def go(self, m: Go) -> None:
+                self.tell("sink", Go("boss"))
+
+        swarm = Swarm([Boss, Sink])
+
+        @scenario
+        async def race(play: Play) -> None:
+            await play.system.ask("boss", Go())
+            play.system.tell("sink", Go("outside"))
+            play.check("all of it was handled", await play.system.drain("sink"))
+            play.check("both were heard", sorted(Sink.heard) == ["boss", "outside"])
+        """)
+    outcomes = [runner.run(Schedule(seed)) for seed in range(100)]
+    assert [each.failure for each in outcomes if each.failure] == []
+    assert len({each.order for each in outcomes}) == 2
+
+
+def test_a_window_of_one_step_deep_in_a_long_run_is_found(planted: Callable[..., Runner]) -> None:
+    found(
+        planted("""
+        class Walker(Agent):
+            @handles(Go)
+            async def go(self, m: Go) -> None:
+                for n in range(20):
+                    if n == 11:
+                        self.tell("door", Go("open"))
+                    await self.ask("helper", Knock())
+                    if n == 11:
+                        self.tell("door", Go("shut"))
+
+        class Thief(Agent):
+            @handles(Go)
+            async def go(self, m: Go) -> bool:
+                for _ in range(3):
+                    await self.ask("helper", Knock())
+                return await self.ask("door", Go("try"))
+
+        class Door(Agent):
+            def __init__(self): self.state = "shut"
+
+            @handles(Go)
+            def go(self, m: Go) -> bool:
+                if m.tag == "try":
+                    return self.state == "open"
+                self.state = m.tag
+
+        swarm = Swarm([Walker, Thief, Door, Helper])
+
+        @scenario
+        async def race(play: Play) -> None:
+            walk = asyncio.ensure_future(play.system.ask("walker", Go()))
+            play.check("nobody came in", not await play.system.ask("thief", Go()))
+            await walk
+        """)
+    )
 
 
 @pytest.mark.parametrize("order", [[6, 3, 1], [7, 4, 0], [5, 4, 3]])

@@ -411,7 +411,6 @@ class _Lane(SimulatedLane):
         if is_plumbing(cell.name) or cell.mailbox.first:
             super()._step(cell)
             return
-        self._offered.discard(cell)
         if cell.paused or cell.working >= cell.concurrency:
             return
         envelope, seconds = self._follower.next(cell)

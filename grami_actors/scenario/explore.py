@@ -30,8 +30,9 @@ from grami_actors.scenario.lines import Check, Line
 from grami_actors.scenario.pristine import Pristine
 from grami_actors.scenario.script import Script, choose, load
 from grami_actors.scenario.stage import acted
-from grami_actors.simulation.run import Outcome, Runner, series, shrink
+from grami_actors.simulation.run import Outcome, Runner, series
 from grami_actors.simulation.schedule import Decided, Schedule
+from grami_actors.simulation.shrink import shrink
 from grami_actors.simulation.world import Setup
 
 Lines = tuple[str, ...]

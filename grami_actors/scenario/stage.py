@@ -79,4 +79,4 @@ def _failure(ending: Ending) -> Failure | None:
     if failed is None:
         return Failure(ending.kind, ending.error)
     details = f" ({failed.details})" if failed.details else ""
-    return Failure(ending.kind, ending.error or f"{failed.text}{details}")
+    return Failure(ending.kind, ending.error or f"{failed.text}{details}", "" if ending.error else failed.text)

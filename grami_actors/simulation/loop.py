@@ -21,17 +21,17 @@ import math
 import operator
 import sys
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
-from contextvars import Context
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextvars import Context, copy_context
 from typing import Any, NoReturn, TypeVar
 
 from grami_actors.future import handled
 from grami_actors.simulation.leaks import Nondeterminism
-from grami_actors.simulation.schedule import Choice, Schedule
+from grami_actors.simulation.schedule import Choice, Schedule, Step
 
 T = TypeVar("T")
 
-_number = operator.itemgetter(0)
+_number = operator.attrgetter("number")
 
 BEGIN = 1_000.0
 """Seconds on the clock when a run begins; 0 means in places that nobody looked at the clock."""
@@ -40,7 +40,7 @@ MOST_STEPS = 1_000_000
 """Steps at one instant of virtual time, after which it is taken for granted that it will never pass."""
 
 SPARSE = 100
-"""Timers among which nobody looks for those that were cancelled."""
+"""Timers, and tasks, among which nobody looks for those that are over."""
 
 
 class Stuck(Exception):
@@ -70,10 +70,22 @@ class SimulatedTask(asyncio.Task[Any]):
 
 
 class _Handle(asyncio.Handle):
-    __slots__ = ()
+    __slots__ = ("number", "owner")  # of the task that goes on with it, if one does
 
+    number: int
+    owner: str
     _callback: Callable[..., object]
     _context: Context
+
+    def __init__(
+        self, callback: Callable[..., object], args: tuple[Any, ...], loop: Any, context: Context | None
+    ) -> None:
+        # What the constructor of the class above does, but for debugging: it is called for all that happens.
+        self._callback = callback
+        self._args = args
+        self._loop = loop
+        self._context = copy_context() if context is None else context
+        self._cancelled = False
 
     def run(self) -> None:
         # What raises in here is a fault of the runtime's: it ends the run, instead of a line in a log.
@@ -106,7 +118,7 @@ class VirtualLoop(_AbstractLoop):  # type: ignore[misc]
         idle: asked when nothing but passive timers is left, before time goes on; raises :class:`Stuck` if waiting for
             them is in vain.
         steps: that were taken.
-        tasks: that have not ended, by their number.
+        tasks: by their number: those that have not ended, and some that have.
     """
 
     def __init__(
@@ -117,6 +129,7 @@ class VirtualLoop(_AbstractLoop):  # type: ignore[misc]
     ) -> None:
         self.steps = 0
         self.tasks: dict[int, SimulatedTask] = {}
+        self._most_tasks = SPARSE
         self._schedule = schedule
         self.idle: Callable[[], None] | None = None
         self._passive = frozenset(passive)
@@ -124,8 +137,8 @@ class VirtualLoop(_AbstractLoop):  # type: ignore[misc]
         self._time = BEGIN
         self._at_once = False  # whether the step that is asked for now is plumbing
         self._ready: deque[_Handle | _Timer] = deque()
-        self._fresh: list[Choice] = []
-        self._enabled: list[Choice] = []
+        self._fresh: list[Step] = []
+        self._enabled: list[Step] = []
         self._timers: list[tuple[float, int, _Timer]] = []
         self._cancelled = 0
         self._order = itertools.count()
@@ -153,7 +166,8 @@ class VirtualLoop(_AbstractLoop):  # type: ignore[misc]
         handle = _Handle(callback, args, self, context)
         task = getattr(callback, "__self__", None)
         if task.__class__ is SimulatedTask and not self._at_once:
-            self._fresh.append(Choice(task.number, task.owner, handle.run))
+            handle.number, handle.owner = task.number, task.owner
+            self._fresh.append(handle)
         else:
             self._ready.append(handle)
         return handle
@@ -204,8 +218,11 @@ class VirtualLoop(_AbstractLoop):  # type: ignore[misc]
         here = handled()
         owner = "" if here is None or here.receiver is None else here.receiver.name
         task = SimulatedTask(number, owner, coro, loop=self, name=name or f"task-{number}", context=context)
-        self.tasks[number] = task
-        task.add_done_callback(self._forget)
+        tasks = self.tasks
+        tasks[number] = task
+        if len(tasks) > self._most_tasks:  # to be told of the end of each would be a callback for each
+            self.tasks = {at: each for at, each in tasks.items() if not each.done()}
+            self._most_tasks = SPARSE + 2 * len(self.tasks)
         return task
 
     def begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[Any]:
@@ -216,12 +233,13 @@ class VirtualLoop(_AbstractLoop):  # type: ignore[misc]
         finally:
             self._at_once = False
 
-    def _forget(self, task: asyncio.Task[Any]) -> None:
-        self.tasks.pop(task.number, None)  # type: ignore[attr-defined]
-
-    def offer(self, choice: Choice) -> None:
+    def offer(self, step: Step) -> None:
         """Let a step be chosen that is none of a task's."""
-        self._fresh.append(choice)
+        self._fresh.append(step)
+
+    def choose(self, choices: Sequence[Choice]) -> int:
+        """The place of what comes first, where something else than steps has no order of its own."""
+        return self._schedule.pick(choices)
 
     # --- running ---
 
@@ -269,10 +287,10 @@ class VirtualLoop(_AbstractLoop):  # type: ignore[misc]
             if enabled:
                 last = len(enabled) - 1
                 place = schedule.pick(enabled) if last else 0
-                choice = enabled.pop(place)
+                step = enabled.pop(place)
                 self.steps += 1
-                self._last = choice.number
-                choice.run()
+                self._last = step.number
+                step.run()
             else:
                 self._advance()
 
@@ -282,8 +300,8 @@ class VirtualLoop(_AbstractLoop):  # type: ignore[misc]
             # What one step made possible has no order of its own: asyncio cancels the tasks of a group in that of a
             # set, which is another one in every process.
             fresh.sort(key=_number)
-            for at, choice in enumerate(fresh):
-                if choice.number == self._last:  # who yields, as with sleep(0), goes behind what it made possible
+            for at, step in enumerate(fresh):
+                if step.number == self._last:  # who yields, as with sleep(0), goes behind what it made possible
                     fresh.append(fresh.pop(at))
                     break
         self._enabled.extend(fresh)

@@ -1,11 +1,10 @@
-"""One simulated run, from its seed to what came of it; and how a failing one is made shorter. Floor 14."""
+"""One simulated run, from its seed to what came of it. Floor 14."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
 import random
-import time
 import traceback
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import PurePath
@@ -19,7 +18,7 @@ from grami_actors.gateway.memory import MemoryGateway
 from grami_actors.simulation.deadlock import explain, holders, waiting
 from grami_actors.simulation.leaks import Nondeterminism, sealed, sealing
 from grami_actors.simulation.loop import Endless, Livelock, Stuck, VirtualLoop
-from grami_actors.simulation.schedule import Decided, Decisions, Schedule
+from grami_actors.simulation.schedule import Decisions, Schedule
 from grami_actors.simulation.world import Setup, World
 
 Act = Callable[[World], Coroutine[Any, Any, "Failure | None"]]
@@ -28,9 +27,6 @@ Act = Callable[[World], Coroutine[Any, Any, "Failure | None"]]
 PATIENCE = 600.0
 """Seconds of virtual time in which nothing happened but that somebody looked at a clock."""
 
-SWEEP = 64
-"""Runs between two collections of garbage."""
-
 
 class Failure(msgspec.Struct, frozen=True):
     """Why a run failed.
@@ -38,10 +34,12 @@ class Failure(msgspec.Struct, frozen=True):
     Attributes:
         kind: ``check``, ``error``, ``deadlock``, ``livelock``, ``endless`` or ``nondeterminism``.
         text: what was wrong.
+        check: of the scenario, that did not hold; empty for all else.
     """
 
     kind: str
     text: str
+    check: str = ""
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -55,6 +53,7 @@ class Outcome(msgspec.Struct, frozen=True):
         seconds: of virtual time.
         steps: that were chosen.
         messages: that were taken.
+        choices: that the schedule had.
         decisions: what sets it apart from the plainest run.
     """
 
@@ -65,6 +64,7 @@ class Outcome(msgspec.Struct, frozen=True):
     seconds: float
     steps: int
     messages: int
+    choices: int
     decisions: Decisions
 
 
@@ -81,7 +81,6 @@ class Runner:
         self._setup = setup
         self._act = act
         self._fresh = fresh
-        self._runs = 0
 
     def run(
         self, schedule: Schedule, *, watched: bool = False, seen: Callable[[World], object] | None = None
@@ -95,9 +94,7 @@ class Runner:
         """
         if self._fresh is not None:
             self._fresh()
-        self._runs += 1
-        if self._runs % SWEEP == 0:
-            gc.collect(1)
+        gc.collect(1)  # what the last run left; while it is in the processor's caches that is cheap
         loop = VirtualLoop(schedule, (Deadlines, MemoryGateway), self._setup.most_seconds)
         world = World(self._setup, schedule, loop, watched=watched)
         loop.idle = _Idle(world, loop)
@@ -119,6 +116,7 @@ class Runner:
             seconds=loop.elapsed,
             steps=loop.steps,
             messages=world.witness.count,
+            choices=schedule.choices,
             decisions=schedule.decisions,
         )
 
@@ -175,54 +173,3 @@ def place(error: BaseException) -> str:
     """Where it was raised, as ``(file:line)``."""
     frames = traceback.extract_tb(error.__traceback__)
     return f" ({PurePath(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-
-
-def shrink(runner: Runner, failed: Outcome, *, most_runs: int = 400, most_seconds: float = 10.0) -> Outcome:
-    """The shortest run found that fails in the same way: fewer faults, fewer preemptions.
-
-    Decisions are left out in ever smaller groups (delta debugging: Zeller and Hildebrandt, 2002), as long as there is
-    time for it.
-
-    Args:
-        runner: plays it.
-        failed: what came of the run that failed.
-        most_runs: how often it is made shorter, at most.
-        most_seconds: how long that may take.
-    """
-    end = time.perf_counter() + most_seconds
-    best = failed
-    for _ in range(most_runs):
-        shorter = _shorter(runner, best, end)
-        if shorter is None:
-            return best
-        best = shorter
-    return best
-
-
-def _shorter(runner: Runner, best: Outcome, end: float) -> Outcome | None:
-    """A run with fewer decisions that still fails; ``None`` if there is none, or no time to find it."""
-    for fewer in _candidates(best.decisions):
-        if time.perf_counter() > end:
-            return None
-        tried = runner.run(Decided(best.seed, fewer))
-        if _same(tried, best) and len(tried.decisions) < len(best.decisions):
-            return tried
-    return None
-
-
-def _same(one: Outcome, other: Outcome) -> bool:
-    return one.failure is not None and other.failure is not None and one.failure.kind == other.failure.kind
-
-
-def _candidates(decisions: Decisions) -> Iterator[Decisions]:
-    """The same without some of them: large parts first, and faults before preemptions."""
-    every = [("strikes", key) for key in decisions.strikes] + [("picks", key) for key in decisions.picks]
-    size = len(every)
-    while size >= 1:
-        for start in range(0, len(every), size):
-            without = set(every[start : start + size])
-            yield Decisions(
-                {key: value for key, value in decisions.picks.items() if ("picks", key) not in without},
-                {key: value for key, value in decisions.strikes.items() if ("strikes", key) not in without},
-            )
-        size //= 2
