@@ -153,6 +153,32 @@ def test_the_order_of_a_set_is_found_by_comparing_processes_and_the_message_is_n
     assert '"word":' in report.error
 
 
+OUTLIVES = """
+from pathlib import Path
+from grami_actors import Swarm
+from grami_actors.scenario import Play, scenario
+
+swarm = Swarm([])
+played = Path(__file__).with_suffix(".txt")
+
+@scenario
+async def the_fortieth_time(play: Play) -> None:
+    with played.open("a") as file:
+        file.write(".")
+    play.check("it is not the fortieth time", played.stat().st_size != 40)
+"""
+
+
+def test_a_failure_that_its_seed_does_not_replay_is_told_as_what_it_is(crew: Crew, tmp_path: Path) -> None:
+    file = tmp_path / "outlives.py"
+    file.write_text(OUTLIVES)
+    report = explore(crew, Wanted(str(file), "the_fortieth_time"), 200)
+    assert (report.passed, report.kind) == (False, "nondeterminism")
+    assert "it is not the fortieth time" in report.error
+    assert "outlives a run" in report.error
+    assert report.transcript == ()
+
+
 def test_how_many_were_played_is_told_until_all_were(crew: Crew, script: Path) -> None:
     told: list[int] = []
     report = explore(crew, Wanted(str(script), "fine"), 100, told.append)

@@ -9,7 +9,7 @@ from textwrap import dedent, indent
 
 import pytest
 
-from grami_actors.scenario.explore import Wanted, runner_of
+from grami_actors.scenario.explore import MOST_LINES, Wanted, runner_of, shortest_of, showing
 from grami_actors.simulation.run import Outcome, Runner
 from grami_actors.simulation.schedule import Decided, Schedule
 from grami_actors.simulation.shrink import shrink
@@ -548,3 +548,69 @@ def test_hundreds_of_runs_keep_no_memory(planted: Callable[..., Runner]) -> None
         assert objects_after(300) - before < 100
     finally:
         gc.enable()
+
+
+# --- told clearly ---
+
+
+def test_a_run_is_only_made_shorter_as_long_as_the_same_check_fails(planted: Callable[..., Runner]) -> None:
+    runner = planted("""
+        seen = []
+
+        class First(Agent):
+            @handles(Go)
+            def go(self, m: Go) -> None:
+                seen.append(self.name)
+
+        class Second(First): pass
+
+        swarm = Swarm([First, Second])
+
+        @scenario
+        async def race(play: Play) -> None:
+            for name in ("first", "second"):
+                play.system.tell(name, Go())
+            await asyncio.sleep(1)
+            if seen == ["second", "first"]:
+                play.check("the first comes first", False, str(seen))
+            else:
+                play.check("the plainest run fails in another way", False)
+        """)
+    outcomes = map(runner.run, map(Schedule, range(100)))
+    first = next(each for each in outcomes if each.failure is not None and "comes first" in each.failure.text)
+    shortest = shrink(runner, first)
+    assert shortest.failure == first.failure
+    assert len(shortest.decisions.picks) == 1
+
+
+def test_the_transcript_of_a_livelock_is_as_long_as_can_be_read(
+    planted: Callable[..., Runner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grami_actors.simulation.loop.MOST_STEPS", 5_000)
+    runner = planted("""
+        class Fork(Agent):
+            @handles(Go)
+            def take(self, m: Go) -> bool:
+                return False
+
+        class Eater(Agent):
+            @handles(Knock)
+            async def eat(self, m: Knock) -> None:
+                while not await self.ask("fork", Go()):
+                    pass
+
+        swarm = Swarm([Fork, Eater])
+
+        @scenario
+        async def race(play: Play) -> None:
+            await play.system.ask("eater", Knock())
+        """)
+    failed = first_failure(runner, 1)
+    assert failed.failure is not None
+    assert failed.failure.kind == "livelock"
+    wanted = Wanted(str(tmp_path / "planted.py"), "race")
+    _, transcript = shortest_of(lambda show: showing(wanted, show), failed)
+    assert len(transcript) == MOST_LINES + 1
+    assert "lines more" in transcript[MOST_LINES // 2]
+    assert "eater -> fork" in transcript[0]
+    assert "eater -> fork" in transcript[-1]

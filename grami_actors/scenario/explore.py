@@ -46,6 +46,9 @@ LEAST_COMPARED = 3
 COMPARING = 1.0
 """Seconds that it may take, if more than the least are compared."""
 
+MOST_LINES = 1_000
+"""Lines of the transcript of a run that failed: its beginning and its end."""
+
 CHUNK = 0.3
 """Seconds of work that a process is given at a time."""
 
@@ -112,10 +115,11 @@ def _loaded(path: str) -> tuple[Script, Pristine]:
 @cache
 def runner_of(wanted: Wanted) -> Runner:
     """What plays a scenario, in this process."""
-    return _showing(wanted, None)
+    return showing(wanted, None)
 
 
-def _showing(wanted: Wanted, show: Callable[[Any], None] | None) -> Runner:
+def showing(wanted: Wanted, show: Callable[[Any], None] | None) -> Runner:
+    """What plays a scenario, and shows what it plays to somebody, or to nobody."""
     script, pristine = _loaded(wanted.path)
     (function,) = choose(script, (wanted.scenario,))
     return Runner(Setup(script.swarm, wanted.faults), acted(function, show), pristine.restore)
@@ -280,6 +284,7 @@ def _explored(
     outcomes = _played(crew, wanted, seeds, told)
     report = _report(wanted, outcomes, time.perf_counter() - begun)
     leak = _compared(crew, wanted, outcomes, COMPARING * report.schedules_per_second / len(crew))
+    leak = leak or _unrepeated(wanted, outcomes[-1])
     if leak is not None:
         seed, text = leak
         return msgspec.structs.replace(report, passed=False, failed_seed=seed, kind="nondeterminism", error=text)
@@ -333,6 +338,20 @@ def _compared(crew: Crew, wanted: Wanted, outcomes: list[Outcome], able: float) 
     return None
 
 
+def _unrepeated(wanted: Wanted, failed: Outcome) -> tuple[int, str] | None:
+    """A failure that its seed does not bring about again; ``None`` if it does, or there is none."""
+    if failed.failure is None:
+        return None
+    with series():
+        (again,) = play_seeds(wanted, range(failed.seed, failed.seed + 1))
+    if again.digest == failed.digest:
+        return None
+    return failed.seed, (
+        f"it failed ({failed.failure.text}), but played again, the same seed is another run: something outlives a run, "
+        "perhaps a file, a database or what a library keeps to itself"
+    )
+
+
 def _difference(accounts: list[list[str]]) -> str:
     advice = "the order of a set, an id(), or state that outlives a run (a module's, a class's)"
     for other in accounts[1:]:
@@ -348,7 +367,7 @@ def _difference(accounts: list[list[str]]) -> str:
 def report_of(wanted: Wanted, seed: int, show: Callable[[Any], None], keep: list[AnyEntry] | None = None) -> Report:
     """Play one seed, here, and show its lines as they come; ``keep`` gets its entries."""
     begun = time.perf_counter()
-    entries, outcome = kept_of(_showing(wanted, show), Schedule(seed), watched=True)
+    entries, outcome = kept_of(showing(wanted, show), Schedule(seed), watched=True)
     if keep is not None:
         keep.extend(entries)
     return _report(wanted, [outcome], time.perf_counter() - begun)
@@ -381,7 +400,7 @@ def _report(wanted: Wanted, outcomes: list[Outcome], seconds: float) -> Report:
 def explained(report: Report, wanted: Wanted, failed: Outcome, keep: list[AnyEntry] | None = None) -> Report:
     """The report with the shortest run that fails in the same way, and its transcript; ``keep`` gets its entries."""
     with series():
-        outcome, transcript = shortest_of(lambda show: _showing(wanted, show), failed, keep)
+        outcome, transcript = shortest_of(lambda show: showing(wanted, show), failed, keep)
     assert failed.failure is not None
     failure = outcome.failure or failed.failure
     return msgspec.structs.replace(
@@ -409,7 +428,11 @@ def shortest_of(
     entries, outcome = kept_of(make(shown.append), Decided(shortest.seed, shortest.decisions), watched=True)
     if keep is not None:
         keep.extend(entries)
-    return outcome, tuple(texts(shown))
+    lines = tuple(texts(shown))
+    if len(lines) > MOST_LINES:
+        half = MOST_LINES // 2
+        lines = (*lines[:half], f"           … {len(lines) - MOST_LINES:,} lines more …", *lines[-half:])
+    return outcome, lines
 
 
 def texts(shown: Iterable[Any]) -> Iterator[str]:

@@ -75,8 +75,8 @@ def acted(function: ScenarioFunction, watch: Callable[[Any], None] | None = None
 def _failure(ending: Ending) -> Failure | None:
     if ending.passed:
         return None
-    failed = next((check for check in ending.checks if not check.passed), None)
-    if failed is None:
-        return Failure(ending.kind, ending.error)
+    if ending.error:
+        return Failure(ending.kind, ending.error, ending.error.partition(":")[0])
+    failed = next(check for check in ending.checks if not check.passed)
     details = f" ({failed.details})" if failed.details else ""
-    return Failure(ending.kind, ending.error or f"{failed.text}{details}", "" if ending.error else failed.text)
+    return Failure(ending.kind, f"{failed.text}{details}", failed.text)

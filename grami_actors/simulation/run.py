@@ -34,12 +34,12 @@ class Failure(msgspec.Struct, frozen=True):
     Attributes:
         kind: ``check``, ``error``, ``deadlock``, ``livelock``, ``endless`` or ``nondeterminism``.
         text: what was wrong.
-        check: of the scenario, that did not hold; empty for all else.
+        known_by: what a run that fails in the same way has in common: the check that failed first, or the error.
     """
 
     kind: str
     text: str
-    check: str = ""
+    known_by: str = ""
 
 
 class Outcome(msgspec.Struct, frozen=True):

@@ -74,9 +74,8 @@ def _tried(runner: Runner, best: Outcome, schedules: Iterator[Schedule], end: fl
 
 
 def _same(one: Outcome, other: Outcome) -> bool:
-    if one.failure is None or other.failure is None:
-        return False
-    return (one.failure.kind, one.failure.check) == (other.failure.kind, other.failure.check)
+    marks = [(each.failure.kind, each.failure.known_by) for each in (one, other) if each.failure is not None]
+    return len(marks) == 2 and marks[0] == marks[1]  # noqa: PLR2004
 
 
 def _candidates(decisions: Decisions) -> Iterator[Decisions]:
