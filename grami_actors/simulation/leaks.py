@@ -32,11 +32,11 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from threading import get_ident
-from types import FrameType, FunctionType, ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, NamedTuple, Self
 
 from grami_actors.future import handled
-from grami_actors.simulation.places import innermost, is_user, place, whose
+from grami_actors.simulation.places import innermost, is_user, outwards, place, whose
 
 CLOCK = "use self.now(), seconds on the system's clock; outside of actors, asyncio.get_running_loop().time()"
 TODAY = "use self.utc_now(), or self.now() for seconds on the system's clock"
@@ -57,7 +57,7 @@ class Nondeterminism(Exception):
         """The error, with the place of the user's code that is running now; it fails the run that is sealed."""
         message = handled()
         actor = "" if message is None or message.receiver is None else f" in {message.receiver.name}"
-        frame = innermost(_outwards(sys._getframe(1)))  # noqa: SLF001 - the cheapest way to one's caller
+        frame = innermost(outwards(sys._getframe(1)))  # noqa: SLF001 - the cheapest way to one's caller
         where = "" if frame is None else f" at {place(frame.f_code, frame.f_lineno)}"
         leak = cls(f"{what}{where}{actor} is not the same in each run: {instead}")
         if _run.thread == get_ident() and _run.leak is None:
@@ -86,16 +86,10 @@ _run = Run()
 _seals: list[None] = []
 
 
-def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
-
-
 def _check(what: str, instead: str, between: frozenset[str]) -> None:
     """Raise if it was the user who called what called this."""
     called = what
-    for frame in _outwards(sys._getframe(2)):  # noqa: SLF001 - as above
+    for frame in outwards(sys._getframe(2)):  # noqa: SLF001 - as above
         if is_user(frame):
             raise Nondeterminism.here(called, instead)
         if whose(frame.f_code.co_filename, frame.f_globals) not in between:

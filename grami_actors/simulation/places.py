@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from types import CodeType, FrameType
 from typing import Any, Literal
@@ -54,6 +54,13 @@ def place(code: CodeType, line: int) -> str:
     filename = code.co_filename
     here = os.getcwd() + os.sep  # noqa: PTH109 - see above
     return f"{filename.removeprefix(here)}:{line}"
+
+
+def outwards(frame: FrameType | None) -> Iterator[FrameType]:
+    """A frame, who called it, and so on."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
 
 
 def innermost(frames: Iterable[FrameType]) -> FrameType | None:

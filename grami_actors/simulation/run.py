@@ -19,6 +19,7 @@ from grami_actors.simulation.deadlock import explain, holders, waiting
 from grami_actors.simulation.leaks import Nondeterminism, sealed, sealing
 from grami_actors.simulation.loop import Endless, Livelock, Stuck, VirtualLoop
 from grami_actors.simulation.schedule import Decisions, Schedule
+from grami_actors.simulation.stalls import Hang, watched, watching
 from grami_actors.simulation.world import Setup, World
 
 Act = Callable[[World], Coroutine[Any, Any, "Failure | None"]]
@@ -32,7 +33,7 @@ class Failure(msgspec.Struct, frozen=True):
     """Why a run failed.
 
     Attributes:
-        kind: ``check``, ``error``, ``deadlock``, ``livelock``, ``endless`` or ``nondeterminism``.
+        kind: ``check``, ``error``, ``deadlock``, ``livelock``, ``endless``, ``hang`` or ``nondeterminism``.
         text: what was wrong.
         known_by: what a run that fails in the same way has in common: the check that failed first, or the error.
     """
@@ -123,7 +124,7 @@ class Runner:
     def _play(self, loop: VirtualLoop, world: World) -> Failure | None:
         try:
             # Dice of their own: what the runtime throws for names of spans must not change what is decided.
-            with holders(), sealed(random.Random(f"grami_actors others {world.seed}")):
+            with holders(), watched(loop), sealed(random.Random(f"grami_actors others {world.seed}")):
                 return loop.run(self._perform(world))
         except Nondeterminism as leak:
             return Failure("nondeterminism", str(leak))
@@ -131,6 +132,8 @@ class Runner:
             return Failure("deadlock", str(stuck))
         except (Livelock, Endless) as busy:
             return Failure(type(busy).__name__.lower(), str(busy))
+        except Hang as hang:
+            return Failure("hang", str(hang))
         except KeyboardInterrupt:  # somebody wants to stop all of it
             raise
         except BaseException as error:  # noqa: BLE001 - a script that calls exit() ends a run, not the command
@@ -163,9 +166,13 @@ class _Idle:
 
 
 @contextlib.contextmanager
-def series() -> Iterator[None]:
-    """Runs in here cost less: what watches over all of them is set up once."""
-    with sealing(), holders():
+def series(*, unattended: bool = False) -> Iterator[None]:
+    """Runs in here cost less: what watches over all of them is set up once.
+
+    Args:
+        unattended: whether nobody can have stopped them in a debugger, so that a step that waits is an error, too.
+    """
+    with sealing(), holders(), watching(unattended=unattended):
         yield
 
 
