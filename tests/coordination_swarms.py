@@ -24,7 +24,6 @@ from grami_actors.coordination import (
     ListQuestions,
     People,
     Question,
-    ReadEntry,
     Refuse,
     Retries,
     Rounds,
@@ -364,7 +363,7 @@ class Reader(Agent, subscribes=("blackboard.>",)):
 
 def check_blackboard(trial: Trial) -> Iterator[str]:
     board: Any = trial.world.system.table.cells["blackboard"].actor
-    hits = board._on_read(ReadEntry("hits")).value or []
+    hits = board._entry("hits").value or []
     # A request that ended without an answer may be among them or not, and no request is there twice.
     if len({*hits}) < len(hits):
         yield f"the board has {hits}"
@@ -424,8 +423,8 @@ def check_people(trial: Trial) -> Iterator[str]:
             yield f"{each.key} was answered {each.answer}"
     if people._waiting or people._waiters:
         yield f"{people._waiters} still wait for people"
-    if not trial.struck and people._on_list(ListQuestions()):
-        yield f"these are left open: {people._on_list(ListQuestions())}"
+    if not trial.struck and people._open():
+        yield f"these are left open: {people._open()}"
 
 
 # --- saga ---

@@ -283,6 +283,7 @@ def test_after_a_crash_at_any_byte_a_question_always_has_the_answer_that_was_giv
             await house(first, Journal(path))
             asked = asking(first, keep=True)
             await until_waiting(first, 1)
+            assert await first.ask("people", ListQuestions()) == [REFUND]
             was_open = path.stat().st_size
             await first.ask("people", AnswerQuestion("refund-42", "yes"))
             await asked

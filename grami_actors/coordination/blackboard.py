@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -106,7 +107,7 @@ class Blackboard(Agent):
         journal: holds the entries. The instance that takes over after a failure finds them there; with a file the
             next process does. Subscriptions are the system's, and survive a failure too.
 
-    With a file each change waits for the disk: ``class Board(Blackboard, lane="thread")`` lets only the board wait.
+    With a file each change waits for the disk, and the board with it: some hundred changes a second.
     """
 
     def __init__(self, journal: Journal) -> None:
@@ -122,15 +123,19 @@ class Blackboard(Agent):
         self._journal.close()
 
     @handles(ReadEntry)
-    def _on_read(self, read: ReadEntry) -> Entry:
-        return self._entry(read.key)
+    async def _on_read(self, read: ReadEntry) -> Entry:
+        entry = self._entry(read.key)
+        await self._journal.kept()  # a writer that was cancelled may have left it behind
+        return entry
 
     @handles(ListEntries)
-    def _on_list(self, asked: ListEntries) -> list[Entry]:
-        return [self._entry(key) for key in self._journal.keys() if key.startswith(asked.prefix)]  # noqa: SIM118 - no dict
+    async def _on_list(self, asked: ListEntries) -> list[Entry]:
+        entries = [self._entry(key) for key in self._journal.keys() if key.startswith(asked.prefix)]  # noqa: SIM118 - no dict
+        await self._journal.kept()
+        return entries
 
     @handles(WriteEntry)
-    def _on_write(self, write: WriteEntry) -> Written:
+    async def _on_write(self, write: WriteEntry) -> Written:
         if len(write.key) > LONGEST_KEY or _KEY.fullmatch(write.key) is None:
             raise ProtocolError(
                 f"a key has words with dots between them, as in orders.42, without spaces, * and >, and at most "
@@ -139,29 +144,34 @@ class Blackboard(Agent):
                 param="$.key",
             )
         version = self._journal.version(write.key)
-        if write.expected not in {None, version}:
-            return Written(done=False, entry=self._entry(write.key))
-        if not version:
-            self._journal.make_room(MOST_KEYS, Any, lambda _: False)
-        change = self._journal.put(write.key, write.value)
-        return self._changed(write.key, change)
+        done = write.expected in {None, version}
+        if done:
+            if not version:
+                self._journal.make_room(MOST_KEYS, Any, lambda _: False)
+            self._tell(write.key, self._journal.put(write.key, write.value))
+        return await self._written(write.key, done=done)
 
     @handles(DeleteEntry)
-    def _on_delete(self, delete: DeleteEntry) -> Written:
+    async def _on_delete(self, delete: DeleteEntry) -> Written:
         version = self._journal.version(delete.key)
-        if delete.expected not in {None, version}:
-            return Written(done=False, entry=self._entry(delete.key))
-        if not version:
-            return Written(done=True, entry=Entry(delete.key))
-        return self._changed(delete.key, self._journal.remove(delete.key))
+        done = delete.expected in {None, version}
+        if done and version:
+            self._tell(delete.key, self._journal.remove(delete.key))
+        return await self._written(delete.key, done=done)
 
     def _entry(self, key: str) -> Entry:
         return Entry(key, self._journal.version(key), self._journal.get(key))
 
-    def _changed(self, key: str, change: int) -> Written:
+    def _tell(self, key: str, change: int) -> None:
         entry = self._entry(key)
-        tell_topic(self, f"{self.name}.{key}", EntryChanged(key, entry.version, entry.value, change))
-        return Written(done=True, entry=entry)
+        news = EntryChanged(key, entry.version, entry.value, change)
+        # Also if the writer is cancelled meanwhile: watchers miss no change that was made.
+        self._journal.once_kept(partial(tell_topic, self, f"{self.name}.{key}", news))
+
+    async def _written(self, key: str, *, done: bool) -> Written:
+        entry = self._entry(key)
+        await self._journal.kept()
+        return Written(done=done, entry=entry)
 
 
 async def update(

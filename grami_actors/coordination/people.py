@@ -11,6 +11,7 @@ Rule 4: a question, and an answer, is in the journal before anybody hears of it.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import msgspec
@@ -144,7 +145,9 @@ class People(Agent):
             self._tell("asked", record)
         elif record.question != question:
             raise _reused(f"another question was asked under the key {question.key!r}")
-        return record.answer or await self._wait(record)
+        answer = record.answer or await self._wait(record)
+        await self._journal.kept()
+        return answer
 
     async def _wait(self, record: _Record) -> Answer:
         key = record.question.key
@@ -153,6 +156,7 @@ class People(Agent):
         waiting.append(arrived)
         self._waiters += 1
         try:
+            await self._journal.kept()  # else nobody will ever answer it
             answer = await arrived
         finally:
             self._waiters -= 1
@@ -168,33 +172,40 @@ class People(Agent):
         return answer
 
     @handles(ListQuestions)
-    def _on_list(self, _: ListQuestions) -> list[Question]:
+    async def _on_list(self, _: ListQuestions) -> list[Question]:
+        questions = self._open()
+        await self._journal.kept()
+        return questions
+
+    def _open(self) -> list[Question]:
         records = [self._journal.get(key, _Record) for key in self._journal.keys()]  # noqa: SIM118 - no dict
         return [record.question for record in records if record.answer is None]
 
     @handles(AnswerQuestion)
-    def _on_answer(self, given: AnswerQuestion) -> Answer:
+    async def _on_answer(self, given: AnswerQuestion) -> Answer:
         record: _Record | None = self._journal.get(given.key, _Record)
         if record is None:
             raise _invalid(f"there is no question {given.key!r}; it may have been taken back", "$.key")
         principal = behind(current_scope())
         by = given.by if principal is None or principal == ANONYMOUS else principal.name
         answer = msgspec.json.decode(written(Answer(given.answer, by)), type=Answer)
-        if record.answer is not None:
-            if record.answer != answer:
-                raise _reused(f"the question {given.key!r} was answered before, by {record.answer.by!r}")
-            return record.answer
-        if record.question.choices and answer.answer not in record.question.choices:
-            raise _invalid(f"the answer is one of {', '.join(record.question.choices)}", "$.answer")
-        record.answer = answer
-        self._journal.put(given.key, record)
-        self._settle(given.key, answer)
-        self._tell("answered", record)
+        if record.answer is None:
+            if record.question.choices and answer.answer not in record.question.choices:
+                raise _invalid(f"the answer is one of {', '.join(record.question.choices)}", "$.answer")
+            record.answer = answer
+            self._journal.put(given.key, record)
+            self._tell("answered", record)
+        self._settle(given.key, record.answer)  # also if it was there: a write that failed may have left it
+        await self._journal.kept()
+        if record.answer != answer:
+            raise _reused(f"the question {given.key!r} was answered before, by {record.answer.by!r}")
         return answer
 
     @handles(WithdrawQuestion)
-    def _on_withdraw(self, withdraw: WithdrawQuestion) -> bool:
-        return self._withdraw(withdraw.key)
+    async def _on_withdraw(self, withdraw: WithdrawQuestion) -> bool:
+        was_open = self._withdraw(withdraw.key)
+        await self._journal.kept()
+        return was_open
 
     def _withdraw(self, key: str) -> bool:
         record: _Record | None = self._journal.get(key, _Record)
@@ -206,12 +217,18 @@ class People(Agent):
         return True
 
     def _settle(self, key: str, answer: Answer | None) -> None:
-        for arrived in self._waiting.pop(key, ()):
-            if not arrived.done():
-                arrived.set_result(answer)
+        waiting = tuple(self._waiting.get(key, ()))  # not whoever asks after a withdrawal
+
+        def settle() -> None:
+            for arrived in waiting:
+                if not arrived.done():
+                    arrived.set_result(answer)
+
+        self._journal.once_kept(settle)
 
     def _tell(self, state: Literal["asked", "answered", "withdrawn"], record: _Record) -> None:
-        tell_topic(self, f"{self.name}.{state}", QuestionNews(state, record.question, record.answer))
+        news = QuestionNews(state, record.question, record.answer)
+        self._journal.once_kept(partial(tell_topic, self, f"{self.name}.{state}", news))
 
 
 def _reused(text: str) -> ProtocolError:

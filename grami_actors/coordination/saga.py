@@ -155,6 +155,11 @@ class Sagas(Agent):
     def _record(self, key: str) -> Any:
         return self._journal.get(key, _Record)
 
+    async def _write(self, key: str, record: _Record) -> None:
+        """Before the next step: what is not on the disk was not begun."""
+        self._journal.put(key, record)
+        await self._journal.kept()
+
     def _undo_soon(self, key: str) -> None:
         self.after(0.0, UndoSaga(key))
         self._remind(key)
@@ -190,18 +195,18 @@ class Sagas(Agent):
                 # A name that leads nowhere is known before anything is sent, and leaves nothing to be undone.
                 self._cell.runtime.resolve(step.to, step.do, self._cell)
                 record.begun += 1
-                self._journal.put(run.key, record)
+                await self._write(run.key, record)
                 answers[step.name] = await self.ask(step.to, step.do, timeout=step.timeout)
                 record.answers[step.name] = msgspec.json.decode(written(answers[step.name]))
             record.state = "done"
-            self._journal.put(run.key, record)
+            await self._write(run.key, record)
         except GramiError as error:
             if isinstance(error, Reject):
                 record.begun -= 1
             self._give_up(run, record, error)
         except asyncio.CancelledError:
             scope = current_scope()
-            if scope is not None and scope.reason is not None:
+            if scope is not None and scope.reason is not None and record.state == "running":
                 self._give_up(run, record, scope.reason)
             raise  # if this actor was killed or stopped, its next instance sees to it
         finally:
@@ -211,19 +216,21 @@ class Sagas(Agent):
 
     def _give_up(self, run: RunSaga, record: _Record, error: GramiError) -> None:
         record.state = "undoing"
-        record.failed = next((step.name for step in run.steps if step.name not in record.answers), "")
+        record.failed = next((each.name for each in run.steps if each.name not in record.answers), run.steps[-1].name)
         record.why = f"{error.error_code}, {error.message}"
         self._undo_soon(run.key)
         self._journal.put(run.key, record)
 
     async def _outcome(self, key: str) -> dict[str, Any]:
         while (record := self._record(key)) is not None:
-            if record.state == "done":
-                answers: dict[str, Any] = record.answers
-                return answers
-            if record.state in {"undone", "stuck"}:
+            if record.state in {"running", "undoing"}:
+                await self._ended.setdefault(key, asyncio.Event()).wait()
+                continue
+            await self._journal.kept()
+            if record.state != "done":
                 raise _failure(key, record)
-            await self._ended.setdefault(key, asyncio.Event()).wait()
+            answers: dict[str, Any] = record.answers
+            return answers
         raise SagaFailed(f"what became of the saga {key!r} is forgotten")
 
     def _tell_end(self, key: str) -> None:
@@ -242,7 +249,7 @@ class Sagas(Agent):
             if record.state == "running":
                 record.failed, record.why = record.steps[record.begun - 1].name, "the saga was interrupted"
             record.state, record.stuck = "undoing", {}
-            self._journal.put(key, record)
+            await self._write(key, record)
             for step in reversed(record.steps[: record.begun]):
                 if step.undo is None or step.name in record.undone:
                     continue
@@ -251,9 +258,9 @@ class Sagas(Agent):
                     record.stuck[step.name] = why
                 else:
                     record.undone.append(step.name)
-                self._journal.put(key, record)
+                await self._write(key, record)
             record.state = "stuck" if record.stuck else "undone"
-            self._journal.put(key, record)
+            await self._write(key, record)
             self.cancel_timer(key)
         finally:
             self._at_work.pop(key, None)
