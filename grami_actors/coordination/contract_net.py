@@ -135,7 +135,7 @@ async def contract(
     perform_within: float | None = None,
     choose: Callable[[Sequence[Bid]], Sequence[Bid]] = lowest,
 ) -> Any:
-    """Have a task done by whoever bids best; not for actors on the process lane.
+    """Have a task done by whoever bids best.
 
     ::
 

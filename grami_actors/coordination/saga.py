@@ -72,19 +72,30 @@ class UndoSaga(Message, tag="saga.undo"):
 
 
 class SagaFailed(AgentExecutionFailed):
-    """A step failed, or the saga was interrupted; what was done was undone, as far as that was possible.
-
-    Attributes:
-        failed: the step.
-        undone: the steps that were undone, the last first.
-        stuck: the steps that could not be undone, and why.
-    """
+    """A step failed, or the saga was interrupted; what was done was undone, as far as that was possible."""
 
     def __init__(self, message: str, *, failed: str = "", undone: Sequence[str] = (), stuck: Any = ()) -> None:
         super().__init__(message)
-        self.failed = failed
-        self.undone = tuple(undone)
-        self.stuck: dict[str, str] = dict(stuck)
+        # Among the arguments, with which an exception crosses to a worker process.
+        self.args = (message, failed, tuple(undone), dict(stuck))
+
+    @property
+    def failed(self) -> str:
+        """The step."""
+        return str(self.args[1])
+
+    @property
+    def undone(self) -> tuple[str, ...]:
+        """The steps that were undone, the last first."""
+        return tuple(self.args[2])
+
+    @property
+    def stuck(self) -> dict[str, str]:
+        """The steps that could not be undone, and why."""
+        return dict(self.args[3])
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class _Words(msgspec.Struct):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import secrets
 import socket
 import threading
 import time
@@ -295,6 +296,10 @@ class WorkerRuntime:
     def new_random(self) -> random.Random:
         """Dice of its own for an actor."""
         return random.Random()
+
+    def new_trace_id(self) -> str:
+        """32 hex digits."""
+        return secrets.token_hex(16)
 
     def now(self) -> float:
         """Seconds on the system's clock, which is set with every message."""
