@@ -192,8 +192,8 @@ async def test_a_quorum_that_cannot_be_reached_any_more_does_not_wait_for_the_re
         assert cast.cancelled == ["slow"]
 
 
-@pytest.mark.parametrize("want", [0, 3, -1])
-async def test_more_than_are_asked_or_none_cannot_be_wanted(want: int) -> None:
+@pytest.mark.parametrize("want", [0, 3, -1, "quorum"])
+async def test_more_than_are_asked_or_none_cannot_be_wanted(want: Any) -> None:
     async with playing(one="answer", two="answer") as cast:
         with pytest.raises(ValueError, match="cannot be wanted"):
             await cast.play(lambda actor: gather(actor, {"one": 1, "two": 1}, want=want))

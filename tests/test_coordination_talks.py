@@ -150,6 +150,8 @@ async def test_a_talk_of_nobody_is_refused() -> None:
             await cast.play(lambda actor: debate(actor, [], "judge", "tea"))
         with pytest.raises(ValueError, match="at least one round"):
             Rounds(most=0)
+        with pytest.raises(ValueError, match="skip or end"):
+            Rules(silence="stop")  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

@@ -68,6 +68,16 @@ def test_weights_are_compared_as_they_are_written() -> None:
     assert count(OPTIONS, {"ann": "a", "bob": "a", "cid": "b"}, rule).tied == ("a", "b")
 
 
+def test_a_weight_of_true_counts_one() -> None:
+    assert count(OPTIONS, {"ann": "a"}, Rule(weights={"ann": True})).counts["a"] == 1.0
+
+
+@pytest.mark.parametrize("mistyped", [{"method": "approval"}, {"method": "Ranked"}, {"ties": "random"}])
+def test_a_rule_that_does_not_exist_is_refused_and_not_taken_for_another(mistyped: Any) -> None:
+    with pytest.raises(ValueError, match="plurality, majority or ranked, and ties are tie or order"):
+        Rule(**mistyped)
+
+
 @pytest.mark.parametrize("weight", [-1, float("nan"), float("inf")])
 def test_a_weight_that_is_none_is_refused(weight: float) -> None:
     with pytest.raises(ValueError, match="the weight of ann's vote"):

@@ -113,9 +113,9 @@ async def gather(
         ValueError: more are wanted than are asked, or none.
     """
     members = _pairs(asked)
-    wanted = {"all": len(members), "first": 1}[want] if isinstance(want, str) else want
+    wanted = {"all": len(members), "first": 1}.get(want, 0) if isinstance(want, str) else want
     if want != "all" and not 1 <= wanted <= len(members):
-        raise ValueError(f"of {len(members)} members {wanted} cannot be wanted")
+        raise ValueError(f"of {len(members)} members {want} cannot be wanted: all, first, or a number of them")
     answers: dict[int, Outcome] = {}
     failed: list[Outcome] = []
     with Asks(actor) as asks:

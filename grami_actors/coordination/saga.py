@@ -8,9 +8,10 @@ Rule 1: a saga is run by an actor of its own, :class:`Sagas`, which writes down 
 Rule 2: the steps belong to the request: its deadline, its cancellation, its budget. When a step fails, or the request
         ends, what was done is undone, the last first, outside of the request, with time and tries of its own.
 Rule 3: a step is undone too if its outcome is unknown: it did not answer in time, died, raised, or was cancelled. Only
-        a step that answers ``Reject`` says that it has done nothing. So an ``undo`` may come for what was never done,
-        may come twice, and may come before its ``do`` has ended; it has to be idempotent, and a ``do`` that comes after
-        its own ``undo`` has to be refused. Both carry the same key, if they are functions of it.
+        a step that answers ``Reject`` says that it has done nothing; one that lets through the ``Reject`` of whom it
+        asked says so too. So an ``undo`` may come for what was never done, may come twice, and may come before its
+        ``do`` has ended; it has to be idempotent, and a ``do`` that comes after its own ``undo`` has to be refused.
+        Both carry the same key, if they are functions of it.
 Rule 4: what cannot be undone stops nothing: the steps before it are undone. It is in the error, in the journal, and a
         dead letter with the reason ``undo_failed``. ``saga.undo`` tries again.
 """
@@ -66,7 +67,10 @@ class RunSaga(Message, tag="saga.run"):
 
 
 class UndoSaga(Message, tag="saga.undo"):
-    """Undo what is left to be undone of a saga that is over, or was interrupted. Not answered with an error."""
+    """Undo what is left of a saga that failed or was interrupted; what was done to its end stays.
+
+    Not answered with an error: what cannot be undone is tried again as a matter of the saga.
+    """
 
     key: str
 
@@ -352,8 +356,8 @@ async def saga(
     Args:
         by: the actor that asks for it. While it waits it can do no step itself, unless it has ``concurrency``.
         steps: what is done, in order.
-        key: names the saga: run again under its key it is not done again, but has the outcome that it had. Without
-            one it is a new saga each time, also when this actor starts over.
+        key: names the saga: run again under its key it is not done again, but has the outcome that it had, for as long
+            as it is among the last thousand. Without one it is a new saga each time, also when this actor starts over.
         sagas: the name of the :class:`Sagas` that run it.
         timeout: seconds at most, of what the request still has; 30 outside of any. Undoing may take longer.
 

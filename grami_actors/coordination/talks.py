@@ -85,12 +85,19 @@ class Rules(msgspec.Struct, frozen=True):
             has its turn. ``"end"``: that was the last turn.
         ask: called as ``ask(speaker, turns)``, makes what a speaker is asked, and so decides who hears what; a
             :class:`Speak` with everything, if not given.
+
+    Raises:
+        ValueError: silence is something else.
     """
 
     turns: int = 10
     timeout: float | None = None
     silence: Literal["skip", "end"] = "skip"
     ask: Callable[[str, Turns], Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.silence not in {"skip", "end"}:
+            raise ValueError(f"what follows a silence is skip or end, not {self.silence!r}")
 
 
 async def group_chat(

@@ -35,7 +35,7 @@ class Rule(msgspec.Struct, frozen=True):
             in the order of the options wins.
 
     Raises:
-        ValueError: a weight is negative or no finite number.
+        ValueError: a weight is negative or no finite number, or there is no such method or way with ties.
     """
 
     method: Literal["plurality", "majority", "ranked"] = "plurality"
@@ -44,6 +44,11 @@ class Rule(msgspec.Struct, frozen=True):
     ties: Literal["tie", "order"] = "tie"
 
     def __post_init__(self) -> None:
+        if self.method not in {"plurality", "majority", "ranked"} or self.ties not in {"tie", "order"}:
+            raise ValueError(
+                f"the method is plurality, majority or ranked, and ties are tie or order, "
+                f"not {self.method!r} and {self.ties!r}"
+            )
         for voter, weight in self.weights.items():
             if not 0 <= weight < math.inf:
                 raise ValueError(f"the weight of {voter}'s vote is a number from 0 on, not {weight}")
@@ -111,7 +116,7 @@ def _sums(left: Sequence[str], rankings: Mapping[str, Sequence[str]], rule: Rule
     for voter, ranking in rankings.items():
         first = next((option for option in ranking if option in sums), None)
         if first is not None:
-            sums[first] += Fraction(str(rule.weights.get(voter, 1)))
+            sums[first] += Fraction(str(+rule.weights.get(voter, 1)))
     return sums
 
 
