@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grami_actors.coordination.blackboard import Blackboard, ReadEntry, WriteEntry
 from grami_actors.coordination.journal import SPARE_LINES, Journal
-from grami_actors.errors import ConfigError, GramiError, LimitReached
+from grami_actors.errors import ConfigError, GramiError, LimitReached, StartFailed
+from tests.conftest import running
 
 keys = st.sampled_from(["a", "b", "ключ", 'q"uote\n'])
 values = st.recursive(
@@ -230,3 +232,15 @@ def test_the_oldest_that_can_be_spared_makes_room_or_there_is_none() -> None:
     assert journal.keys() == ("0", "1", "3")
     with pytest.raises(LimitReached):
         journal.make_room(3, int, lambda _: False)
+
+
+async def test_two_actors_cannot_have_one_journal_but_one_after_the_other_can() -> None:
+    async with running() as system:
+        journal = Journal()
+        await system.spawn(Blackboard, journal, name="first")
+        with pytest.raises(StartFailed, match="the journal of second is that of first already"):
+            await system.spawn(Blackboard, journal, name="second")
+        await system.ask("first", WriteEntry("a", 1))
+        await system.stop("first")
+        await system.spawn(Blackboard, journal, name="second")
+        assert (await system.ask("second", ReadEntry("a"))).value == 1

@@ -116,7 +116,7 @@ class Blackboard(Agent):
 
     def on_start(self) -> None:
         """Read the journal. Raises ConfigError."""
-        self._journal.open(self._cell.runtime)
+        self._journal.open(self._cell.runtime, self.name)
 
     def on_stop(self) -> None:
         """Let go of it."""

@@ -72,27 +72,33 @@ class Journal:
         self._lines = 0
         self._entries: dict[str, tuple[int, bytes]] = {}
         self._system: weakref.ref[Any] | None = None
+        self._owner = ""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._writing: tuple[_Batch, Future[Exception | None]] | None = None
         self._following = _Batch()
 
-    def open(self, system: Any = None) -> None:
+    def open(self, system: Any = None, owner: str = "") -> None:
         """Read the file; nothing happens if that was done.
 
         Args:
             system: the actor system of its owner. Without a file, what was kept for another one is forgotten; and one
                 that is simulated touches no file. Given on an event loop, that loop never waits for a change: see
                 :meth:`kept`. Else a change is on the disk when the call that made it returns.
+            owner: the name of the actor whose it is, until it is closed.
 
         Raises:
-            ConfigError: the file cannot be used, is damaged, or another process has it open.
+            ConfigError: it is another actor's; or the file cannot be used, is damaged, or another process has it open.
         """
         if system is not None:
+            known = self._system is not None and self._system() is system
+            if known and self._owner not in {"", owner}:
+                raise ConfigError(f"the journal of {owner} is that of {self._owner} already: give each one of its own")
+            self._system, self._owner = weakref.ref(system), owner
             self._on_paper = self._path is not None and not system.simulated
             self._loop = asyncio._get_running_loop()
-            if not self._on_paper and (self._system is None or self._system() is not system):
-                self._entries, self._number, self._system = {}, 0, weakref.ref(system)
+            if not self._on_paper and not known:
+                self._entries, self._number = {}, 0
         if self._path is None or not self._on_paper or self._file is not None:
             return
         try:
@@ -112,6 +118,7 @@ class Journal:
 
     def close(self) -> None:
         """Wait for what is not written yet, and let go of the file; :meth:`open` reads it again."""
+        self._owner = ""
         while self._writing is not None:
             batch, job = self._writing
             self._written(batch, job.result())

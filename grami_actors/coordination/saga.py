@@ -154,7 +154,7 @@ class Sagas(Agent):
 
     def on_start(self) -> None:
         """Read the journal, and see to what was interrupted. Raises ConfigError."""
-        self._journal.open(self._cell.runtime)
+        self._journal.open(self._cell.runtime, self.name)
         for key in self._journal.keys():  # noqa: SIM118 - no dict
             if self._record(key).state in {"running", "undoing"}:
                 self._undo_soon(key)
