@@ -484,8 +484,8 @@ class Cell:
         outcome = "ok" if error is None else str(getattr(error, "error_code", "AGENT_EXECUTION_FAILED"))
         waited = envelope.taken_at - envelope.sent_at if envelope.sent_at else 0.0
         took = self.runtime.now() - envelope.taken_at if envelope.taken_at else 0.0
-        asked, when = envelope.reply_to is not None, envelope.taken_at
-        traced = envelope.scope, envelope.span, envelope.cause, asked, in_words(error), when
+        asked, handed = envelope.handed or envelope.reply_to is not None, envelope.handed
+        traced = envelope.scope, envelope.span, envelope.cause, asked, in_words(error), envelope.taken_at, handed
         told = self.name, envelope.sender, envelope.message, waited, took, outcome, value
         self.bus.publish(MessageHandled(*told, *traced))
 

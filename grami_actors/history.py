@@ -57,6 +57,7 @@ class Told(Entry, tag="message", kw_only=True):
         outcome: ``ok`` or an error code.
         result: the answer, as plain data.
         error: the text of the error.
+        handed: whether the handler gave the request to another, who answered it.
         trace: what names the request it belongs to; empty outside any.
         span: what names this handling.
         cause: the same of the handling that sent it; empty from outside.
@@ -72,6 +73,7 @@ class Told(Entry, tag="message", kw_only=True):
     outcome: str = "ok"
     result: Any = None
     error: str = ""
+    handed: bool = False
     trace: str = ""
     span: str = ""
     cause: str = ""
@@ -288,6 +290,7 @@ def _told(event: MessageHandled, now: float, begun_at: float) -> Told:
         outcome=event.outcome,
         result=plain(event.result),
         error=event.error,
+        handed=event.handed,
         trace="" if scope is None else scope.trace_id,
         span=event.span,
         cause=event.cause,

@@ -315,6 +315,7 @@ class Envelope(msgspec.Struct, eq=False):
         failure: what its handler failed with the first time.
         span: 16 hex digits that name its handling in traces; empty as long as nobody asked, see :meth:`trace`.
         cause: the same of the handling that sent it; empty if nobody wants to know.
+        handed: whether its handler gave the request to another, who is the one to answer now.
     """
 
     message: Any
@@ -327,6 +328,7 @@ class Envelope(msgspec.Struct, eq=False):
     failure: BaseException | None = None
     span: str = ""
     cause: str = ""
+    handed: bool = False
 
     @property
     def handler(self) -> str:

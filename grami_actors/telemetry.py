@@ -96,6 +96,7 @@ class MessageHandled(Event, frozen=True):
         asked: whether an answer was wanted.
         error: the text of the error that was answered.
         taken_at: seconds on the system's clock when the handler began; the event may come a while after its end.
+        handed: whether the handler gave the request to another, who is the one to answer now.
     """
 
     actor: str
@@ -111,6 +112,7 @@ class MessageHandled(Event, frozen=True):
     asked: bool = False
     error: str = ""
     taken_at: float = 0.0
+    handed: bool = False
 
 
 class ToolCalled(Event, frozen=True):

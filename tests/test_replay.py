@@ -251,6 +251,83 @@ def test_an_id_that_the_system_gives_is_another_in_each_run_and_no_difference(tm
     assert not replayed(tape, swarm_file(tmp_path, CONTRACT.replace('"red"', '"blue"'))).same
 
 
+HANDED = """
+import asyncio
+
+from grami_actors import Agent, Message, Swarm, handles
+from grami_actors.coordination import handoff
+from grami_actors.scenario import Play, scenario
+
+
+class Question(Message):
+    text: str
+
+
+class Front(Agent, concurrency=4):
+    @handles(Question)
+    async def receive(self, question: Question) -> None:
+        if question.text == "twice":
+            handoff(self, "desk", question)
+        elif question.text != "own":
+            handoff(self, "expert", question)
+            self.tell("log", Question("handed"))
+        await asyncio.sleep(0.001)
+        if question.text == "fails":
+            raise ValueError("after it was handed over")
+        return "its own"
+
+
+class Desk(Agent):
+    @handles(Question)
+    def receive(self, question: Question) -> None:
+        handoff(self, "expert", question)
+
+
+class Expert(Agent, concurrency=4):
+    @handles(Question)
+    async def answer(self, question: Question) -> str:
+        self.emit(question.text)
+        await asyncio.sleep(0.002)
+        return question.text.upper()
+
+
+class Log(Agent):
+    @handles(Question)
+    def note(self, question: Question) -> None:
+        pass
+
+
+class Asker(Agent):
+    @handles(Question)
+    async def late(self, question: Question) -> str:
+        return await self.ask("front", question)
+
+
+swarm = Swarm([Front, Desk, Expert, Log, Asker])
+
+
+@scenario
+async def one(play: Play):
+    client = await play.client("client")
+    asked = [client.start("question", to=to, text=text) for to, text in (
+        ("front", "why"), ("front", "own"), ("asker", "how"), ("front", "fails"), ("front", "twice"), ("desk", "so"),
+    )]
+    said = [await each for each in asked]
+    play.check("answered", said == ["WHY", "its own", "HOW", "FAILS", "TWICE", "SO"], str(said))
+"""
+
+
+def test_a_request_that_was_handed_over_is_replayed_as_it_was(tmp_path: Path) -> None:
+    tape = record(swarm_file(tmp_path, HANDED), tmp_path / "handed.jsonl")
+    handed = [each for each in tape if isinstance(each, Told) and each.handed]
+    assert [each.asked for each in handed] == [True] * 6
+    ended = replayed(tape)
+    assert ended.same, shown(ended)
+    other = replayed(tape, swarm_file(tmp_path, HANDED.replace('"expert", question)', '"log", question)', 1)))
+    assert other.difference is not None
+    assert "front sends question to log" in shown(other)
+
+
 def test_neither_model_nor_tools_are_run(tape: Tape) -> None:
     text = SWARM.replace("return number * number", "raise SystemExit").replace(
         'lambda: ScriptedModel({" is": " good and well and fine"})', "lambda: 1 / 0"

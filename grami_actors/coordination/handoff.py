@@ -56,7 +56,7 @@ def handoff(actor: Actor, to: str | Ref[Any], message: Any) -> None:
         )
     charge(messages=1)
     _move(here.reply_to, found, Envelope(message, here.reply_to, actor.name, here.scope, 0.0, found))
-    here.reply_to = None
+    here.reply_to, here.handed = None, True
 
 
 def _move(reply_to: Any, target: Cell, envelope: Envelope) -> None:

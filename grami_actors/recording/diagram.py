@@ -102,7 +102,7 @@ class _Diagram:
 
     def _ended(self, told: Told) -> Iterator[str]:
         failed = told.outcome != "ok"
-        if told.asked:
+        if told.asked and not told.handed:
             answer = told.outcome if failed else _written(told.result)
             yield self._arrow(told.to, "--x" if failed else "-->>", self._sender(told), answer)
         elif failed:

@@ -32,7 +32,7 @@ MOST_TEXT = 32_000_000
 """Characters of all texts of a page together; messages and answers past it are left out, and the page says so."""
 
 _TIMES = frozenset({"at", "sent", "taken"})
-_FLAGS = frozenset({"asked", "passed"})
+_FLAGS = frozenset({"asked", "handed", "passed"})
 _CONTENT = frozenset({"data", "result", "frame", "prompt", "pieces", "arguments"})
 _FIELDS = {kind: kind.__struct_fields__ for kind in get_args(AnyEntry)}
 # What ends a script element, begins a comment or a character reference, or ends a line in some old reader of JSON.
