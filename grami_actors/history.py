@@ -28,6 +28,7 @@ from grami_actors.telemetry import (
     DeadLetter,
     Event,
     MessageHandled,
+    Noted,
 )
 
 Stage = Literal["started", "failed", "restarted", "gave up", "paused", "suspended", "resumed", "stopped"]
@@ -211,13 +212,14 @@ class History:
         keep: bool = True,
     ) -> None:
         self.on_change: Callable[[], object] | None = None
+        self._bus = bus
         self._clock = clock
         self._begun_at = clock()
         self._listener = listener
         self._keep = keep
         self._entries: list[AnyEntry] = []
         self._fresh: list[tuple[float, Any]] = []
-        self.end = bus.subscribe(self._on_event, MessageHandled, DeadLetter, *_STAGES)
+        self.end = bus.subscribe(self._on_event, MessageHandled, DeadLetter, Noted, *_STAGES)
 
     def now(self) -> float:
         """Seconds since the run began."""
@@ -233,8 +235,8 @@ class History:
         return self._entries
 
     def add(self, entry: AnyEntry) -> None:
-        """Add an entry of whoever knows more than the system's events tell."""
-        self._note(entry.at, entry)
+        """Add an entry of whoever knows more than the system's events tell, to all histories of the system."""
+        self._bus.publish(Noted(entry))
 
     def told(self) -> Iterator[Told]:
         """The messages that were handled, in the order in which their handlers ended."""
@@ -247,7 +249,8 @@ class History:
             return
         if kind is DeadLetter and _is_plumbing(event.to):
             return
-        self._note(self._clock() - self._begun_at, event)
+        at = self._clock() - self._begun_at
+        self._note(at, msgspec.structs.replace(event.entry, at=at) if kind is Noted else event)
 
     def _note(self, at: float, what: Any) -> None:
         if self._listener is not None:

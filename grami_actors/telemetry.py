@@ -305,6 +305,12 @@ class JobsLeft(Event, frozen=True):
     ending: int
 
 
+class Noted(Event, frozen=True):
+    """Something else for the account of a run (:mod:`grami_actors.history`): a fault, a check, an answer of a model."""
+
+    entry: Any
+
+
 class Doubted(Event, frozen=True):
     """The server runs with something that its operator should look at."""
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from grami_actors.config import Config
-from grami_actors.history import Ran, Told
+from grami_actors.history import Injected, Ran, Remark, Told
 from grami_actors.recording.account import Account, Difference
 from grami_actors.recording.against import Against, against
 from grami_actors.recording.replay import Replayed, replay
 from grami_actors.recording.tape import Tape
 from grami_actors.scenario.script import load, run
 from tests.test_cli import grami
+from tests.test_report import data_of
 
 SWARM = '''
 """Agents that overlap, call, stream, fail, time out and are restarted."""
@@ -483,6 +484,49 @@ def test_a_page_is_written_of_a_simulated_run(tape: Tape) -> None:
     assert "everything" in out
     assert code in {0, 1}
     assert "everything" in page.read_text()
+
+
+FAULTY = """
+from grami_actors import Agent, Message, Swarm, handles
+from grami_actors.scenario import Play, scenario
+
+
+class Deposit(Message):
+    amount: int
+
+
+class Bank(Agent):
+    @handles(Deposit)
+    def deposit(self, deposit: Deposit) -> int:
+        return deposit.amount
+
+
+swarm = Swarm([Bank])
+
+
+@scenario
+async def delayed(play: Play) -> None:
+    ann = await play.client("ann")
+    play.faults.delay("*", "bank", 0.01)
+    play.check("it comes through", await ann.request(Deposit(5)) == 5)
+"""
+
+
+def test_a_live_recording_and_its_page_hold_the_faults_and_the_checks(tmp_path: Path) -> None:
+    file, recording, page = swarm_file(tmp_path, FAULTY), tmp_path / "run.jsonl", tmp_path / "run.html"
+    code, _, err = grami("run", file, "--record", recording, "--html", page, cwd=tmp_path)
+    assert (code, err) == (0, "")
+    told = [each for each in Tape(recording) if isinstance(each, (Injected, Remark))]
+    assert [each.fault if isinstance(each, Injected) else each.text for each in told] == [
+        "delayed",
+        "delay",
+        "it comes through",
+    ]
+    assert [told.at for told in told] == sorted(told.at for told in told)
+    data = data_of(page.read_text())
+    kinds = [data["kinds"][row[0]] for row in data["entries"]]
+    assert kinds.count("fault") == 1
+    assert kinds.count("remark") == 2
 
 
 def test_a_difference_is_shown_line_by_line() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import shlex
 from collections.abc import Callable, Iterable
@@ -20,7 +19,7 @@ from grami_actors.cli.app import AsJson, File, app, err, go, kept_clear, out, pr
 from grami_actors.cli.replay import Html, check_page, write_page
 from grami_actors.cli.serve import Record, log_of
 from grami_actors.config import Config, load
-from grami_actors.history import AnyEntry, History, Remark
+from grami_actors.history import AnyEntry, History
 from grami_actors.manager import GrowthManager
 from grami_actors.scenario import script as scripts
 from grami_actors.scenario.explore import Crew, Report, Wanted, explore, report_of
@@ -115,7 +114,7 @@ async def _run(
     config = msgspec.structs.replace(load(), **_OWN)
     console = err if as_json else out
     logs = []
-    kept = _Kept()
+    histories: list[History] = []
     with kept_clear(wanted=as_json), Terminal(console) as terminal:
 
         def watch(event: Any) -> None:
@@ -123,8 +122,8 @@ async def _run(
                 logs.append(log_of(event))
             elif isinstance(event, GrowthManager):
                 event.system.bus.subscribe(lambda doubted: err.print(doubted.text, markup=False), Doubted)
-            if html is not None:
-                kept(event)
+            if html is not None and isinstance(event, GrowthManager):
+                histories.append(History(event.system.bus, event.system.now))
             terminal(event)
 
         results: tuple[Result, ...] = await scripts.run(script, names, config, watch, record)
@@ -132,25 +131,10 @@ async def _run(
         print_json(results)
     else:
         summarise(console, results)
-    if html is not None and kept.history is not None:
+    if html is not None:
         facts = {"mode": "live", **{each.scenario: "passed" if each.passed else "failed" for each in results}}
-        write_page(html, script.path.name, kept.history.entries, facts)
+        write_page(html, script.path.name, histories[0].entries, facts)
     return 0 if all(result.passed for result in results) else 1
-
-
-class _Kept:
-    """What happens on a real server, and what its scenarios check."""
-
-    def __init__(self) -> None:
-        self.history: History | None = None
-
-    def __call__(self, event: Any) -> None:
-        if isinstance(event, GrowthManager):
-            self.history = History(event.system.bus, event.system.now)
-        elif self.history is not None and inspect.isfunction(event):
-            self.history.add(Remark(at=self.history.now(), who="scenario", text=event.__name__))
-        elif self.history is not None and isinstance(event, Check):
-            self.history.add(Remark(at=self.history.now(), who="check", text=event.text, passed=event.passed))
 
 
 class _Page:

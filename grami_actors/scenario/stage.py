@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from grami_actors.client import Client, connect
+from grami_actors.history import Remark
 from grami_actors.manager import GrowthManager
 from grami_actors.scenario.play import Ending, Mode, Play, Result, ScenarioFunction, perform
 from grami_actors.simulation.run import Act, Failure
@@ -50,6 +51,7 @@ async def play_one(manager: GrowthManager, function: ScenarioFunction, watch: Ca
             play.note(entry)
 
     with LiveStage(manager, note) as stage:
+        stage.history.add(Remark(at=stage.history.now(), who="scenario", text=function.__name__))
         play = Play(stage, watch)
         ending = await perform(play, function)
         seconds = play.now()
