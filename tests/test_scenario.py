@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 from pathlib import Path
 from types import ModuleType
@@ -11,14 +12,18 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from grami_actors import Agent, Config, DeadlineExceeded, GrowthManager, Message, Swarm, handles, tool
+from grami_actors import Agent, AgentCrashed, Config, DeadlineExceeded, GrowthManager, Message, Swarm, handles, tool
 from grami_actors.errors import ConfigError, KillRefused
 from grami_actors.scenario import Play, scenario
+from grami_actors.scenario.clients import PlayClient
 from grami_actors.scenario.lines import Check, Line, Piece, summary
 from grami_actors.scenario.play import Result
 from grami_actors.scenario.script import Script, choose, load, run
-from grami_actors.scenario.stage import play_one
+from grami_actors.scenario.stage import acted, play_one
 from grami_actors.scenario.terminal import Terminal, summarise
+from grami_actors.simulation.run import Runner, series
+from grami_actors.simulation.schedule import Schedule
+from grami_actors.simulation.world import Setup
 from tests.conftest import Gate, serving
 from tests.swarms import AT_ONCE, Echo, Said, small_swarm
 
@@ -288,6 +293,39 @@ async def test_several_clients_have_connections_of_their_own() -> None:
 
     result, _ = await played(crowd)
     assert result.passed
+
+
+async def told_apart(play: Play) -> None:
+    """Faults strike a client by its name in the script, and by that of its connection."""
+    lost = play.faults.drop("ann", "echo*", times=None)
+    ann, bob = await play.client("ann"), await play.client("bob")
+
+    async def echoes(client: PlayClient) -> bool:
+        with contextlib.suppress(DeadlineExceeded):
+            return bool(await client.request("echo", text="hello", timeout=0.2))
+        return False
+
+    play.check("ann is lost, bob is heard", [await echoes(ann), await echoes(bob)] == [False, True])
+    lost.undo()
+    parted = play.faults.partition(["a?n"], "echo*")
+    play.check("ann is cut off, bob is not", [await echoes(ann), await echoes(bob)] == [False, True])
+    parted.undo()
+    connections = sorted(each.sender for each in play.transcript.told("echo*"))
+    play.faults.crash("echo*", sender=connections[0])
+    with contextlib.suppress(AgentCrashed):
+        await bob.request("echo", text="crashed")
+    play.check("all struck", not play.faults.unused, str(play.faults.unused))
+
+
+async def test_faults_know_a_client_by_what_the_script_calls_it() -> None:
+    result, shown = await played(told_apart)
+    assert result.passed, result
+    assert ("ann", "fault: drop") in {(who, what) for who, _, what, _ in lines(shown)}
+    shown.clear()
+    with series():
+        ended = Runner(Setup(small_swarm()), acted(told_apart, shown.append)).run(Schedule(0), watched=True)
+    assert ended.failure is None
+    assert ("ann", "fault: drop") in {(who, what) for who, _, what, _ in lines(shown)}
 
 
 def test_a_value_is_told_in_one_short_line() -> None:

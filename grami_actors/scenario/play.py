@@ -95,6 +95,9 @@ class Stage(Protocol):
     def faults(self) -> Injector:
         """What is to go wrong."""
 
+    called: Callable[[str], str]
+    """What the script calls the client at the end of a connection; set by its :class:`Play`."""
+
     def client(self) -> Client:
         """A client that has not connected yet."""
 
@@ -125,6 +128,7 @@ class Play:
         self._loop = asyncio.get_running_loop()
         self._begun_at = stage.history.now()
         self.transcript = Transcript(stage.history, self._named)
+        stage.called = self._called
 
     # --- who plays ---
 
@@ -133,6 +137,9 @@ class Play:
         connection = await self._stack.enter_async_context(self._stage.client())
         self._clients.append((name, connection))
         return PlayClient(self, name, connection)
+
+    def _called(self, name: str) -> str:
+        return self._named().get(name, name)
 
     def _named(self) -> dict[str, str]:
         """What the script calls the connections, those of clients that came back too."""
@@ -258,7 +265,7 @@ class Play:
         if not isinstance(entry, Remark) and (line := line_of(entry)) is not None:
             self.lines += 1
             if self._watch is not None:
-                who, to = (self._named().get(name, name) for name in (line.who, line.to))
+                who, to = self._called(line.who), self._called(line.to)
                 self._watch(msgspec.structs.replace(line, at=line.at - self._begun_at, who=who, to=to))
 
     async def close(self) -> None:

@@ -21,20 +21,19 @@ import threading
 import types
 from collections import Counter
 from collections.abc import Callable, Coroutine, Generator, Iterable
-from fnmatch import fnmatchcase
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 from grami_actors.agent import MODEL
-from grami_actors.cell import CONTROL, Cell
+from grami_actors.cell import CONNECTION, CONTROL, Cell
 from grami_actors.errors import ErrorCode, GramiError, UpstreamError
 from grami_actors.guard import ROUTER
 from grami_actors.history import History, Injected
 from grami_actors.mailbox import Closed
 from grami_actors.messages import Envelope, Terminated, type_name
 from grami_actors.ref import ActorDead
-from grami_actors.simulation.rules import LONGEST, Effect, Partition, Profile, Rule, When, Which, eligible
+from grami_actors.simulation.rules import LONGEST, Effect, Names, Partition, Profile, Rule, When, Which, eligible
 from grami_actors.simulation.schedule import Schedule
 from grami_actors.system import ActorSystem
 
@@ -67,22 +66,25 @@ class _Held:
 class Injector:
     """Puts faults into a system, real or simulated, from ``with`` to its end.
 
-    Names are those of actors (``store``, ``tool:search``, ``connection-1``), or patterns of them. Every method returns
-    the :class:`Rule`, which can be undone. It stands where a profile stands, so there is none while it does.
+    Names are those of actors (``store``, ``tool:search``, ``connection-1``) and of clients, or patterns of them. Every
+    method returns the :class:`Rule`, which can be undone. It stands where a profile stands, so there is none while it
+    does.
 
     Args:
         system: whose messages they are; its actors are as they are.
         history: where each fault that strikes is noted.
+        called: what a script calls the client at the end of a connection.
 
     Raises (on entering):
         GramiError: RESOURCE_EXHAUSTED, a profile or another injector is at work.
     """
 
-    def __init__(self, system: ActorSystem, history: History | None = None) -> None:
+    def __init__(self, system: ActorSystem, history: History | None = None, called: Callable[[str], str] = str) -> None:
         self.rules: list[Rule] = []
         self.counts: Counter[str] = Counter()
         self._system = system
         self._history = history
+        self._called = called
         self._lock = threading.RLock()
         self._active: list[Rule] = []
         self._parted: list[Rule] = []
@@ -168,7 +170,7 @@ class Injector:
 
     def partition(self, group: str | Iterable[str], others: str | Iterable[str]) -> Rule:
         """Lose all messages and answers between two groups of names, until it is undone."""
-        groups = _names(group), _names(others)
+        groups = _listed(group), _listed(others)
         words = " | ".join(" ".join(names) for names in groups)
         rule = Partition(fault="partition", effect=self._drop, end=self._undo, to=words, times=None, groups=groups)
         self._parted.append(rule)
@@ -181,7 +183,7 @@ class Injector:
         """
         rule = self._rule("fill", self._drop, to=actor)
         for name, cell in tuple(self._system.table.cells.items()):
-            if fnmatchcase(name, actor) and cell not in self._full:
+            if rule.fits(("",), self._names(name)) and cell not in self._full:
                 self._full[cell] = rule
                 cell.mailbox.capacity = 0
                 self._note(rule, (name,))
@@ -248,6 +250,9 @@ class Injector:
                 if cell.mailbox.parked:
                     cell.wake()
 
+    def _names(self, actor: str) -> Names:
+        return (actor, self._called(actor)) if actor.startswith(CONNECTION) else (actor,)
+
     def _note(self, rule: Rule, names: tuple[str, ...], text: str = "") -> None:
         rule.struck += 1
         self.counts[rule.fault] += 1
@@ -279,8 +284,9 @@ class Injector:
                 return self._meet(held, cell, envelope)
             # An actor remembers one message that it is to die of; with concurrency there may be more at work.
             spared = {"crash", "kill"} if cell in self._doomed else ()
-            rule = next((each for each in self._active if each.fault not in spared and each.due(cell, envelope)), None)
-            rule = rule or self._strike(cell, envelope)
+            pair = self._names(envelope.sender), self._names(cell.name)
+            rules = (each for each in self._active if each.fault not in spared)
+            rule = next((each for each in rules if each.due(envelope, *pair)), None) or self._strike(cell, envelope)
             if rule is None or rule.fault in spared:
                 return True
             seconds = 0.0 if rule.seconds is None else rule.seconds()
@@ -296,7 +302,8 @@ class Injector:
         if envelope.reply_to is None or not (self._mute or self._parted):
             return
         with self._lock:
-            parted = next((rule for rule in self._parted if rule.fits(envelope.sender, cell.name)), None)
+            pair = self._names(envelope.sender), self._names(cell.name)
+            parted = next((rule for rule in self._parted if rule.fits(*pair)), None)
             if envelope in self._mute:
                 self._mute.discard(envelope)
                 envelope.reply_to = _NOBODY
@@ -481,7 +488,7 @@ def _over(envelope: Envelope, now: float) -> bool:
     return scope is not None and (scope.reason is not None or scope.deadline <= now)
 
 
-def _names(group: str | Iterable[str]) -> tuple[str, ...]:
+def _listed(group: str | Iterable[str]) -> tuple[str, ...]:
     return (group,) if isinstance(group, str) else tuple(group)
 
 

@@ -21,6 +21,10 @@ Effect = Callable[["Rule", Cell, Envelope, float], bool]
 """What happens to a message; whether its handler is run now."""
 
 
+Names = tuple[str, ...]
+"""What an actor goes by: its name, and what a script calls the client at its end."""
+
+
 class Which(TypedDict, total=False):
     """Which of the messages between those that are named a rule strikes.
 
@@ -68,13 +72,13 @@ class Rule(msgspec.Struct, eq=False, kw_only=True):
         """Strike no more; what is held goes on, what is full has room, what was parted is healed."""
         self.end(self)
 
-    def fits(self, sender: str, to: str) -> bool:
+    def fits(self, sender: Names, to: Names) -> bool:
         """Whether it is about what one sends to the other."""
-        return fnmatchcase(to, self.to) and fnmatchcase(sender, self.sender)
+        return _any(to, (self.to,)) and _any(sender, (self.sender,))
 
-    def due(self, cell: Cell, envelope: Envelope) -> bool:
+    def due(self, envelope: Envelope, sender: Names, to: Names) -> bool:
         """Whether it strikes this message, which is counted."""
-        if not self.fits(envelope.sender, cell.name) or not isinstance(envelope.message, self.kind):
+        if not self.fits(sender, to) or not isinstance(envelope.message, self.kind):
             return False
         if self.asked and envelope.reply_to is None:
             return False
@@ -91,14 +95,14 @@ class Partition(Rule, eq=False, kw_only=True):
 
     groups: tuple[tuple[str, ...], tuple[str, ...]]
 
-    def fits(self, sender: str, to: str) -> bool:
+    def fits(self, sender: Names, to: Names) -> bool:
         """Whether the one is in one group, and the other in the other."""
         one, other = self.groups
         return (_any(sender, one) and _any(to, other)) or (_any(sender, other) and _any(to, one))
 
 
-def _any(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+def _any(names: Names, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
 
 
 MOST = 5

@@ -64,18 +64,22 @@ class Scene:
     Args:
         system: the actors.
         watch: called with each entry of the history, as it comes; if given.
+
+    Attributes:
+        called: what the script calls the client at the end of a connection.
     """
 
     def __init__(self, system: ActorSystem, watch: Callable[[Any], object] | None) -> None:
         self.system = system
         self.history = History(system.bus, system.now, watch)
+        self.called: Callable[[str], str] = str
         self._faults: Injector | None = None
 
     @property
     def faults(self) -> Injector:
         """What is to go wrong; costs nothing as long as nobody asks for it."""
         if self._faults is None:
-            self._faults = Injector(self.system, self.history).__enter__()
+            self._faults = Injector(self.system, self.history, lambda name: self.called(name)).__enter__()  # noqa: PLW0108 - it is set later
         return self._faults
 
     def end_faults(self) -> None:
