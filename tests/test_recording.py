@@ -183,6 +183,9 @@ async def test_no_token_is_ever_written_however_it_is_sent(path: Path, tmp_path:
         json.dumps({"type": "auth", "token": token})[:-1],
         json.dumps({"type": " Auth ", "token": token}),
         json.dumps({"token": token}),
+        json.dumps({"type": "helo", "token": token, "id": 0, "to": "echo", "client": {"name": "x", "more": [token]}}),
+        json.dumps({"type": "authenticate", "credentials": [{"value": token}]}),
+        json.dumps({"type": "echoes", "text": token}),
         json.dumps({"type": "hello", "key": token}),
         MSGPACK.encode({"type": "auth", "token": token}),
         json.dumps({"type": "hello", "client": {"name": "test", "token": token}, "token": token, "id": 1}),
@@ -201,9 +204,10 @@ async def test_no_token_is_ever_written_however_it_is_sent(path: Path, tmp_path:
     frames = [frame for frame in of_kind(path, Framed) if frame.way == "in"]
     assert len(frames) == len(sent)
     assert [frame.frame for frame in frames[:4]] == [None] * 4
-    assert frames[7].encoding == "MessagePack"
-    assert frames[8].frame == {"type": "hello", "client": {"name": "test"}, "token": "***", "id": 1}
-    assert frames[9].frame == {"type": "auth", "token": "***", "id": 2}
+    assert frames[6].frame == {"type": "helo", "token": "***", "id": 0, "to": "echo", "client": {"name": "x"}}
+    assert frames[10].encoding == "MessagePack"
+    assert frames[11].frame == {"type": "hello", "client": {"name": "test"}, "token": "***", "id": 1}
+    assert frames[12].frame == {"type": "auth", "token": "***", "id": 2}
     known = [frame.frame for frame in of_kind(path, Framed) if frame.way == "auth"]
     assert known[0] == {"principal": "ann", "scopes": ["write"]}
 

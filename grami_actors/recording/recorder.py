@@ -6,8 +6,9 @@ Rules:
    block for seconds, and no event loop can wait for a file without one.
 2. What waits to be written is bounded. A recording has no holes: where the disk does not keep up or takes no more,
    it ends, says so once, and the server goes on.
-3. A recording holds what clients said: only its owner may read it. It holds no credentials: of ``hello`` and ``auth``
-   only fields that cannot be a token are written, and nothing of what is no object, which may be a token too.
+3. A recording holds what clients said: only its owner may read it. It holds no credentials: of ``hello``, of ``auth``
+   and of all that the server does not understand, which may be meant for one of them, only fields that cannot be a token
+   are written; of what is no object, nothing.
 4. Chunks and progress that clients get are in the frames; those of messages between actors are not told.
 """
 
@@ -17,12 +18,13 @@ import copy
 import io
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from grami_actors.control_frames import OWNED
 from grami_actors.encoding import JSON, MSGPACK, Encoding
 from grami_actors.errors import ConfigError, describe
 from grami_actors.history import AnyEntry, Framed, History, Ran, Told, plain
@@ -45,9 +47,11 @@ MOST_WAITING = 1 << 26
 HIDDEN = "***"
 """What stands for what may be a credential."""
 
-_CREDENTIAL_FRAMES = frozenset({"hello", "auth"})
-_HARMLESS = frozenset({"type", "id", "protocol"})
-"""The fields of those frames that are written."""
+_PLAIN = OWNED | {"ping", "cancel"}
+"""Requests to the server itself that hold no credential."""
+
+_HARMLESS = frozenset({"type", "id", "protocol", "to", "stream", "background", "timeout_ms"})
+"""The fields that are written of frames that may hold one."""
 
 
 class Recorder:
@@ -57,6 +61,7 @@ class Recorder:
         system: what is recorded, before it is entered.
         path: the file to write; there is none, or an empty one.
         header: its first line.
+        types: of the messages that clients may send; of others little is written.
 
     Attributes:
         history: adds entries of whoever knows more than the system's events tell.
@@ -66,8 +71,9 @@ class Recorder:
         ConfigError: the file is not empty, or cannot be written.
     """
 
-    def __init__(self, system: ActorSystem, path: Path, header: Header) -> None:
+    def __init__(self, system: ActorSystem, path: Path, header: Header, types: Iterable[str] = ()) -> None:
         self.path = path
+        self._known = _PLAIN.union(types)
         self.ended = ""
         self._bus = bus = system.bus
         self._lock = threading.Lock()
@@ -115,7 +121,7 @@ class Recorder:
                 at=self.history.now(),
                 connection=event.connection,
                 way="in" if event.way == "in" else "out",
-                frame=_content(event.frame, encoding, incoming=event.way == "in"),
+                frame=_content(event.frame, encoding, self._known if event.way == "in" else None),
                 encoding=encoding.name,
             )
         )
@@ -225,8 +231,8 @@ def _ran(told: Told) -> Ran:
     )
 
 
-def _content(frame: Any, encoding: Encoding, *, incoming: bool) -> Any:
-    """What a frame holds; ``None`` for what is no object."""
+def _content(frame: Any, encoding: Encoding, known: Set[str] | None) -> Any:
+    """What a frame holds; ``None`` for what is no object. Of types that are not known only what is no credential."""
     try:
         content = encoding.decode(frame)
     except Exception:  # noqa: BLE001 - the decoders of MessagePack have many ways to fail
@@ -236,7 +242,7 @@ def _content(frame: Any, encoding: Encoding, *, incoming: bool) -> Any:
         content = plain(content)
     if not isinstance(content, dict):
         return None
-    if incoming and (not isinstance(kind, str) or kind.strip().lower() in _CREDENTIAL_FRAMES):
+    if known is not None and not (isinstance(kind, str) and kind in known):
         return {name: _harmless(name, each) for name, each in content.items()}
     return content
 
@@ -263,7 +269,7 @@ def recording(manager: GrowthManager, path: Path | None, header: Header) -> Iter
     if path is None:
         yield None
         return
-    recorder = Recorder(manager.system, path, header)
+    recorder = Recorder(manager.system, path, header, manager.swarm.types())
     model = manager.swarm.model
     if model is not None:
         manager.swarm = copy.copy(manager.swarm)
