@@ -25,7 +25,7 @@ from floors below its own::
      3  inbox  schedules
      2  telemetry  restarts  budget  job        decisions and words, no threads or sockets
      2  catalog  answers  conversation  asyncapi  discovery  permissions  api_keys  jwt_tokens
-     2  signatures  control_frames  trace_context  asking
+     2  signatures  control_frames  trace_context  asking  steps
      1  messages  frames  encoding  principals  buckets  topics  watched_file  job_context
      0  errors  explain
 """

@@ -30,6 +30,7 @@ from grami_actors.mailbox import Closed, Mailbox
 from grami_actors.messages import Envelope, Last, Scope, Terminated
 from grami_actors.ref import ActorDead, Ref
 from grami_actors.spec import LIFECYCLE, Spec
+from grami_actors.steps import noting
 from grami_actors.telemetry import ActorFailed, DeadLetter, MessageHandled, MessageSent
 
 CONNECTION = "connection-"
@@ -37,7 +38,6 @@ CONNECTION = "connection-"
 
 ASK_TIMEOUT = 30.0
 """Seconds an ask waits that names no limit and belongs to no request; within one, its deadline is the limit."""
-
 
 _SIGNALS = frozenset({Terminated, Last})
 """What the runtime sends to an actor; nobody misses it when the actor is gone."""
@@ -369,8 +369,7 @@ class Cell:
 
     def perform(self, envelope: Envelope) -> Coroutine[Any, Any, None] | None:
         """Call the handler of a message that is in hand; returns what is left to be awaited."""
-        message = envelope.message
-        actor = self.actor
+        message, actor = envelope.message, self.actor
         try:
             result = actor._handle_control(message) if message.__class__ in CONTROL else actor.on_receive(message)
         except BaseException as error:  # noqa: BLE001 - S15: nothing leaves the cell
@@ -387,8 +386,7 @@ class Cell:
         envelope.receiver = self  # not all who send say so, and the handler may send too
         current.set(envelope)
         self.at_work = envelope
-        scope = envelope.scope
-        interrupt = None
+        scope, interrupt = envelope.scope, None
         try:
             if scope is not None:
                 interrupt = Interrupt()
@@ -396,6 +394,8 @@ class Cell:
             if isinstance(result, pykka.Future) and not isinstance(result, Future):
                 # Awaiting a future of Pykka's own blocks the thread, which may be the loop's.
                 result = asyncio.get_running_loop().run_in_executor(None, result.get)
+            if self.bus.stepped and asyncio.iscoroutine(result):
+                result = noting(result, envelope, self.runtime.now)
             value = await result
         except BaseException as error:  # noqa: BLE001 - S15: nothing leaves the cell
             self.fail(envelope, error, actor)
@@ -484,10 +484,10 @@ class Cell:
         outcome = "ok" if error is None else str(getattr(error, "error_code", "AGENT_EXECUTION_FAILED"))
         waited = envelope.taken_at - envelope.sent_at if envelope.sent_at else 0.0
         took = self.runtime.now() - envelope.taken_at if envelope.taken_at else 0.0
-        asked, handed = envelope.handed or envelope.reply_to is not None, envelope.handed
-        traced = envelope.scope, envelope.span, envelope.cause, asked, in_words(error), envelope.taken_at, handed
+        asked = envelope.handed or envelope.reply_to is not None
+        traced = envelope.scope, envelope.span, envelope.cause, asked, in_words(error), envelope.taken_at
         told = self.name, envelope.sender, envelope.message, waited, took, outcome, value
-        self.bus.publish(MessageHandled(*told, *traced))
+        self.bus.publish(MessageHandled(*told, *traced, envelope.handed, envelope.steps))
 
 
 def _envelope(message: Any) -> Envelope:

@@ -33,6 +33,7 @@ from grami_actors.errors import (
     describe,
 )
 from grami_actors.messages import Envelope, Scope
+from grami_actors.steps import between, next_step, steps_of
 
 T = TypeVar("T")
 ExcInfo = tuple[type[BaseException] | None, BaseException | None, TracebackType | None]
@@ -258,10 +259,9 @@ class Future(Scope, pykka.Future[T]):
     def __await__(self) -> Generator[Any, None, T]:
         if self._get_hook is not None:
             return (yield from self._evaluate().__await__())
+        refused = self._outcome is not None and self._outcome[1] is not None  # at once
         if self._outcome is None and self._target is not None:
             self._target.lane.lend(self)
-        elif self._outcome is not None and self._outcome[1] is not None:
-            yield  # refused at once: who tries again and again must not keep the loop
         if self._outcome is None:
             arrived: asyncio.Future[None] = asyncio.Future(loop=asyncio.get_running_loop())
             if self._add_waiter(arrived):
@@ -273,6 +273,9 @@ class Future(Scope, pykka.Future[T]):
                     raise
                 finally:
                     self._end_waiting(here)
+                return self._result()
+        if refused or steps_of(handled()) is not None:
+            yield  # who tries again and again must not keep the loop
         return self._result()
 
     __iter__ = __await__
@@ -388,20 +391,23 @@ class Stream(Future[T]):
 
         self._arrived = wake
         self._add_waiter(wake)
+        steps = steps_of(handled())
         try:
             ended = False
             while not ended:
                 # Looked at before the chunks: the last one comes before the end.
                 ended = self._outcome is not None
                 while self._chunks:
+                    await next_step(steps)
                     yield self._chunks.popleft()
                 if not ended:
                     here = self._begin_waiting()
                     try:
-                        await more.wait()
+                        await between(steps, more.wait())
                     finally:
                         self._end_waiting(here)
                     more.clear()
+            await next_step(steps)
         finally:
             self.cancel()
         self._result()

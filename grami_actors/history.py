@@ -62,6 +62,8 @@ class Told(Entry, tag="message", kw_only=True):
         trace: what names the request it belongs to; empty outside any.
         span: what names this handling.
         cause: the same of the handling that sent it; empty from outside.
+        steps: when its coroutine began, and went on after it had waited, in nanoseconds since it was taken; if somebody
+            recorded it.
     """
 
     sender: str
@@ -78,6 +80,7 @@ class Told(Entry, tag="message", kw_only=True):
     trace: str = ""
     span: str = ""
     cause: str = ""
+    steps: tuple[int, ...] = ()
 
 
 class Lost(Entry, tag="dead_letter", kw_only=True):
@@ -297,6 +300,7 @@ def _told(event: MessageHandled, now: float, begun_at: float) -> Told:
         trace="" if scope is None else scope.trace_id,
         span=event.span,
         cause=event.cause,
+        steps=tuple(round((each - event.taken_at) * 1e9) for each in event.steps or ()),
     )
 
 

@@ -316,6 +316,8 @@ class Envelope(msgspec.Struct, eq=False):
         span: 16 hex digits that name its handling in traces; empty as long as nobody asked, see :meth:`trace`.
         cause: the same of the handling that sent it; empty if nobody wants to know.
         handed: whether its handler gave the request to another, who is the one to answer now.
+        steps: when its coroutine began, and went on after it had waited (:class:`grami_actors.steps.Steps`); ``None``
+            if nobody wants to know.
     """
 
     message: Any
@@ -329,6 +331,7 @@ class Envelope(msgspec.Struct, eq=False):
     span: str = ""
     cause: str = ""
     handed: bool = False
+    steps: Any = None
 
     @property
     def handler(self) -> str:

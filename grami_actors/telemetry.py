@@ -97,6 +97,7 @@ class MessageHandled(Event, frozen=True):
         error: the text of the error that was answered.
         taken_at: seconds on the system's clock when the handler began; the event may come a while after its end.
         handed: whether the handler gave the request to another, who is the one to answer now.
+        steps: when its coroutine began, and went on after it had waited, on the system's clock, if :attr:`Bus.stepped`.
     """
 
     actor: str
@@ -113,6 +114,7 @@ class MessageHandled(Event, frozen=True):
     error: str = ""
     taken_at: float = 0.0
     handed: bool = False
+    steps: Any = None
 
 
 class ToolCalled(Event, frozen=True):
@@ -358,9 +360,11 @@ class Bus(dict[type[Event], tuple[Listener, ...]]):
     Attributes:
         timed: whether anybody listens to what happens for every message. Only then are messages looked at and timed.
         clocked: what measures handlers, while a profile runs.
+        stepped: whether it is noted when handlers go on after they have waited.
     """
 
     timed = False
+    stepped = False
     clocked: Clock | None = None
 
     def subscribe(self, listener: Listener, *kinds: type[Event]) -> Callable[[], None]:

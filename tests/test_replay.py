@@ -252,6 +252,123 @@ def test_an_id_that_the_system_gives_is_another_in_each_run_and_no_difference(tm
     assert not replayed(tape, swarm_file(tmp_path, CONTRACT.replace('"red"', '"blue"'))).same
 
 
+ORDER = """
+import asyncio
+
+from grami_actors import Agent, Message, ScriptedModel, Swarm, handles, tool
+from grami_actors.coordination import gather
+from grami_actors.scenario import Play, scenario
+
+
+class Add(Message):
+    number: int
+
+
+class Note(Message):
+    text: str
+
+
+class Tick(Message):
+    number: int = 0
+
+
+@tool
+async def fetch(number: int) -> int:
+    await asyncio.sleep(0.001)
+    return number
+
+
+class Shared(Agent, concurrency=10):
+    def on_start(self) -> None:
+        self.total, self.lock = 0, asyncio.Lock()
+
+    @handles(Add)
+    async def add(self, add: Add) -> list:
+        total = self.total
+        number = await self.call(fetch, number=add.number)
+        self.total = total + number
+        self.tell("log", Note(f"{add.number}: {self.total}"))
+        answers = [self.ask("echo", add), self.ask("echo", add)]
+        await asyncio.sleep(0.0005 * (add.number % 3))
+        echoes = [await each for each in answers]
+        async with self.lock:
+            self.total += await self.ask("echo", add)
+        async for piece in self.generate("It is"):
+            self.total += len(piece)
+        for more in range(3):
+            await asyncio.sleep(0)
+            self.total += more
+        return [self.total, echoes]
+
+
+class Echo(Agent, instances=2):
+    @handles(Add)
+    async def echo(self, add: Add) -> int:
+        await asyncio.sleep(0)
+        return add.number
+
+
+class First(Agent, concurrency=5):
+    @handles(Add)
+    async def add(self, add: Add) -> list:
+        found = await gather(self, {name: add for name in ("echo-1", "echo-2")}, want="first")
+        return [each.value for each in found]
+
+
+class Clock(Agent):
+    def on_start(self) -> None:
+        self.ticks = 0
+        self.every(0.007, Tick(), key="every")
+
+    @handles(Tick)
+    async def tick(self, tick: Tick) -> None:
+        self.ticks += 1
+        self.tell("log", Note(f"tick {tick.number}, {self.ticks}"))
+        if self.ticks == 9:
+            self.cancel_timer("every")
+
+    @handles(Add)
+    def add(self, add: Add) -> None:
+        for number in range(add.number):
+            self.after(0.002 * number, Tick(number))
+
+
+class Log(Agent):
+    @handles(Note)
+    def note(self, note: Note) -> None:
+        pass
+
+
+swarm = Swarm([Shared, Echo, First, Clock, Log], [fetch], lambda: ScriptedModel({"It is": " good and fine"}))
+
+
+@scenario
+async def one(play: Play):
+    clients = [await play.client(name) for name in "abc"]
+    for number in range(1, 13):
+        asked = [client.start("add", to=to, number=number) for client in clients for to in ("shared", "first")]
+        if number == 3:
+            await clients[0].request("add", to="clock", number=6)
+        if number % 4 == 0:
+            for each in asked:
+                await each
+    await play.eventually(lambda: play.transcript.count("clock: tick") >= 9)
+"""
+
+
+@pytest.mark.slow
+def test_handlers_that_overlap_go_on_in_the_order_in_which_they_did(tmp_path: Path) -> None:
+    """What one reads and another writes between two awaits is as it was, as are the timers that came in between."""
+    file = swarm_file(tmp_path, ORDER)
+    for number in range(3):
+        again = replayed(record(file, tmp_path / f"{number}.jsonl"))
+        assert again.same, shown(again)
+    other = replayed(
+        Tape(tmp_path / "0.jsonl"), swarm_file(tmp_path, ORDER.replace("Tick(number)", "Tick(number + 1)"))
+    )
+    assert "clock sends tick to clock" in shown(other) or "clock gets no tick" in shown(other)
+
+
 HANDED = """
 import asyncio
 

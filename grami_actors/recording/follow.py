@@ -28,14 +28,25 @@ from grami_actors.future import handled
 from grami_actors.history import Told
 from grami_actors.messages import Envelope, type_name
 from grami_actors.permissions import Permissions
-from grami_actors.recording.account import Account, Difference, Frames, as_read, came_of, content, is_plumbing
+from grami_actors.recording.account import (
+    Account,
+    Difference,
+    Frames,
+    as_read,
+    came_of,
+    content,
+    is_of_timer,
+    is_plumbing,
+)
 from grami_actors.recording.answers import INTERRUPTED
+from grami_actors.recording.pace import Pace
 from grami_actors.recording.request import encoded
 from grami_actors.router import Forward, RoutingTable
 from grami_actors.simulation.lane import SimulatedLane
 from grami_actors.simulation.loop import BEGIN, VirtualLoop
 from grami_actors.simulation.system import SimulatedSystem
 from grami_actors.spec import LaneName
+from grami_actors.steps import Steps, each_step
 from grami_actors.telemetry import FramePassed, MessageHandled
 
 NEVER = 1e12
@@ -99,6 +110,7 @@ class Follower:
         self._spans: dict[str, str] = {}
         self._extra: dict[Envelope, Told] = {}
         self._ending: Part | None = None
+        self._promised: set[int] = set()
 
     def now(self) -> float:
         """Seconds since the run began."""
@@ -129,7 +141,8 @@ class Follower:
         if found is None:
             return self._unknown(cell, envelope, told, key)
         scope = envelope.scope
-        if content(found) != content(told) and scope is not None and scope.deadline - BEGIN <= found.sent:
+        late = scope is not None and scope.deadline - BEGIN <= found.sent
+        if content(found) != content(told) and (late or is_of_timer(told)):
             self._extra[envelope] = told  # it may have ended before anybody took it
             return None
         if content(found) != content(told):
@@ -159,7 +172,7 @@ class Follower:
         place = encoded([told.sender, told.to, content(told)])
         if self.account.lost[place] > 0:
             self.account.lost[place] -= 1
-        elif not told.asked and not self.account.cut and type(envelope.message) not in CONTROL:
+        elif not (told.asked or self.account.cut or is_of_timer(told) or type(envelope.message) in CONTROL):
             # That an ask was never taken leaves no trace; whether this one is taken will be seen.
             where = f"{told.sender or 'somebody'} sends {told.type} to {told.to}"
             self.differ(Difference(self.now(), where, None, content(told)))
@@ -177,10 +190,15 @@ class Follower:
             sender, cause = here.receiver.name, here.span
         data, best = as_read(message), []
         for member, each in itertools.product(members, self._causes(cause, sender)):
-            queue = self.account.sent.get((each, sender, member.name))
-            if queue:
-                best.append((queue[0].data != data, queue[0].sent, queue[0].taken, member.name, member))
-        return min(best, key=lambda each: each[:4])[4] if best else None
+            queue = self.account.sent.get((each, sender, member.name), ())
+            told = next((told for told in queue if id(told) not in self._promised), None)
+            if told is not None:
+                best.append((told.data != data, told.sent, told.taken, member.name, member, told))
+        if not best:
+            return None
+        *_, found, told = min(best, key=lambda each: each[:4])
+        self._promised.add(id(told))  # until it comes, the next one is not to be taken for it
+        return found
 
     # --- messages in mailboxes ---
 
@@ -268,6 +286,9 @@ class Follower:
         if told is not None and told.outcome == "AGENT_CRASHED" and task is not None:
             kill = self._loop.call_at(BEGIN + told.at, task.cancel)
         try:
+            if told is not None and inspect.iscoroutine(result):
+                part.envelope.steps = Steps()
+                result = each_step(result, part.envelope.steps, Pace(self._loop, told))
             value = await result if inspect.isawaitable(result) else result
         except asyncio.CancelledError:
             raise
@@ -360,6 +381,7 @@ def _as_told(cell: Cell, envelope: Envelope, now: float) -> Told:
         sent=now,
         taken=now,
         asked=envelope.reply_to is not None,
+        cause=envelope.cause,
     )
 
 

@@ -7,8 +7,8 @@ Rules:
 2. What waits to be written is bounded. A recording has no holes: where the disk does not keep up or takes no more,
    it ends, says so once, and the server goes on.
 3. A recording holds what clients said: only its owner may read it. It holds no credentials: of ``hello``, of ``auth``
-   and of all that the server does not understand, which may be meant for one of them, only fields that cannot be a token
-   are written; of what is no object, nothing.
+   and of all that the server does not understand, which may be meant for one of them, only fields that cannot be a
+   token are written; of what is no object, nothing.
 4. Chunks and progress that clients get are in the frames; those of messages between actors are not told.
 """
 
@@ -18,7 +18,7 @@ import copy
 import io
 import os
 import threading
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -76,6 +76,7 @@ class Recorder:
         self._known = _PLAIN.union(types)
         self.ended = ""
         self._bus = bus = system.bus
+        bus.stepped = True
         self._lock = threading.Lock()
         self._due = threading.Event()
         self._lines: list[bytes] = []
@@ -95,6 +96,7 @@ class Recorder:
 
     def close(self) -> None:
         """Write what waits, and the end."""
+        self._bus.stepped = False
         for end in self._ends:
             end()
         with self._lock:
@@ -231,7 +233,7 @@ def _ran(told: Told) -> Ran:
     )
 
 
-def _content(frame: Any, encoding: Encoding, known: Set[str] | None) -> Any:
+def _content(frame: Any, encoding: Encoding, known: Collection[str] | None) -> Any:
     """What a frame holds; ``None`` for what is no object. Of types that are not known only what is no credential."""
     try:
         content = encoding.decode(frame)

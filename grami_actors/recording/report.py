@@ -34,7 +34,7 @@ MOST_TEXT = 32_000_000
 _TIMES = frozenset({"at", "sent", "taken"})
 _FLAGS = frozenset({"asked", "handed", "passed"})
 _CONTENT = frozenset({"data", "result", "frame", "prompt", "pieces", "arguments"})
-_FIELDS = {kind: kind.__struct_fields__ for kind in get_args(AnyEntry)}
+_FIELDS = {kind: [name for name in kind.__struct_fields__ if name != "steps"] for kind in get_args(AnyEntry)}
 # What ends a script element, begins a comment or a character reference, or ends a line in some old reader of JSON.
 _ESCAPES = {ord(each): f"\\u{ord(each):04x}" for each in "<>&\u2028\u2029"}
 
