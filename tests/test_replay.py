@@ -532,6 +532,61 @@ def test_a_recording_that_ends_in_the_middle_is_played_as_far_as_it_goes(tape: T
         assert again.cut
 
 
+def test_a_recording_that_ends_while_a_client_goes_is_played_as_far_as_it_goes(tape: Tape) -> None:
+    lines = tape.path.read_bytes().splitlines(keepends=True)
+    place = next(number for number, line in enumerate(lines) if b"the client disconnected" in line)
+    assert not any(b'"way":"close"' in line for line in lines[:place])
+    cut = tape.path.parent / "going.jsonl"
+    cut.write_bytes(b"".join(lines[: place + 1]))
+    assert shown(replay(Tape(cut), load(Path(tape.header.file)).swarm)) == ""
+
+
+KILLED = """
+from grami_actors import Agent, GramiError, Message, Swarm, handles
+from grami_actors.scenario import Play, scenario
+
+
+class Job(Message):
+    pass
+
+
+class Worker(Agent):
+    @handles(Job)
+    async def work(self, job: Job) -> str:
+        return await self.ask("idle", job)
+
+
+class Idle(Agent):
+    @handles(Job)
+    def work(self, job: Job) -> str:
+        return "done"
+
+
+class Boss(Agent):
+    @handles(Job)
+    async def job(self, job: Job) -> str:
+        try:
+            return await self.ask("worker", job)
+        except GramiError as error:
+            return str(error)
+
+
+swarm = Swarm([Boss, Worker, Idle])
+
+
+@scenario
+async def killed(play: Play):
+    client = await play.client("client")
+    play.faults.crash("worker", when="during")
+    play.check("it is told why", "killed" in await client.request("job", to="boss"))
+"""
+
+
+def test_what_others_say_of_a_crash_is_replayed_as_it_was(tmp_path: Path) -> None:
+    ended = replayed(record(swarm_file(tmp_path, KILLED), tmp_path / "killed.jsonl"))
+    assert ended.same, shown(ended)
+
+
 def test_in_a_recording_what_a_tool_answered_stands_before_who_was_told(tape: Tape) -> None:
     """Else a recording that is cut between the two asks for an answer that it does not have."""
     entries = list(tape)

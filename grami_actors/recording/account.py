@@ -37,6 +37,9 @@ _STOPPED = frozenset({"AGENT_UNAVAILABLE", "SHUTTING_DOWN", "CANCELLED"})
 _VAGUE = frozenset({"AGENT_CRASHED", "DEADLINE_EXCEEDED"})
 """Outcomes whose words say what is of a lane or of luck."""
 
+GONE = "the client disconnected"
+"""What ends the requests of a client that goes."""
+
 STREAMED = frozenset({"response.chunk", "response.progress"})
 _CONTROL = re.compile(r"(hello|auth|describe|ping|subscribe|unsubscribe|publish|admin\..*)")
 """Requests that the server answers itself: with limits, offsets and statistics of its own."""
@@ -109,6 +112,7 @@ class Account:
         orphans: handlings that were at work at the end, by their actor: the names of their spans.
         lost: messages that became dead letters.
         frames: all that passed, in order.
+        gone: the ends of connections that a recording was cut before, known by what they ended.
         kills: when idle actors were killed from outside.
         end: when the run ended, or began to be ended; what came later is not compared.
         cut: whether the recording has no end of its own.
@@ -119,6 +123,12 @@ class Account:
         self.cut = cut
         self.end = _end_of(kept)
         self.frames = [each for each in kept if isinstance(each, Framed)]
+        closed = {each.connection for each in self.frames if each.way == "close"}
+        self.gone = [
+            Framed(at=each.at, connection=each.sender, way="close", frame={"code": 1006})
+            for each in kept
+            if isinstance(each, Told) and each.error == GONE and each.sender not in closed and cut
+        ]
         self.lost: Counter[bytes] = Counter(
             encoded([each.sender, each.to, content(each)]) for each in kept if isinstance(each, Lost)
         )

@@ -16,6 +16,7 @@ import inspect
 import itertools
 import math
 import random
+import re
 from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any, Self
 
@@ -63,6 +64,9 @@ HOP = 0.05
 
 PATIENCE = 0.5
 """Seconds that something from outside may come later than what it ended."""
+
+_KILLED = re.compile(r"\(CancelledError: (.*)\); the outcome is unknown$")
+"""What the error of a handler that was killed says of that; others may repeat it."""
 
 _BY_TURN = frozenset({"least_busy", "round_robin"})
 
@@ -284,7 +288,8 @@ class Follower:
     async def _lasting(self, result: Any, part: Part) -> Any:
         told, task, kill = part.told, asyncio.current_task(), None
         if told is not None and told.outcome == "AGENT_CRASHED" and task is not None:
-            kill = self._loop.call_at(BEGIN + told.at, task.cancel)
+            said = _KILLED.search(told.error)
+            kill = self._loop.call_at(BEGIN + told.at, task.cancel, *(said.groups() if said else ()))
         try:
             if told is not None and inspect.iscoroutine(result):
                 part.envelope.steps = Steps()

@@ -220,7 +220,7 @@ class _Run:
     # --- what comes from outside ---
 
     async def _play(self, clients: Clients) -> None:
-        for each in sorted(self._account.frames, key=self._when):
+        for each in sorted([*self._account.frames, *self._account.gone], key=self._when):
             if (seconds := BEGIN + self._when(each) - self._loop.time()) > 0:
                 await asyncio.sleep(seconds)
             if each.way == "close":
