@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
@@ -83,13 +84,127 @@ async def _never(play: Play) -> None:
 @pytest.mark.parametrize(
     ("script", "text"),
     [
-        (_expects, "expected sleeper: later within 3 s"),
+        (_expects, "expected sleeper: later within 3 s (there was nothing like it)"),
         (_eventually, "it rains"),
-        (_never, "never sleeper, during 5 s"),
+        (_never, "never sleeper, during 5 s (somebody -> sleeper: later seconds=1.0)"),
     ],
 )
 def test_what_does_not_come_or_comes_although_it_should_not_fails_the_check(script: Script, text: str) -> None:
     assert failure_of(script) == Failure("check", text, text)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "there_was"),
+    [
+        ("ann -> sleepr: later", "there was ann -> sleeper: later"),
+        ("ann -> sleeper: latter", "there was ann -> sleeper: later"),
+        ("bob -> sleeper", "there was somebody -> sleeper: later, ann -> sleeper: later"),
+        ("bob -> nobody: never", "there was nothing like it"),
+    ],
+)
+def test_what_was_there_instead_of_what_is_expected_is_told(pattern: str, there_was: str) -> None:
+    async def script(play: Play) -> None:
+        ann = await play.client("ann")
+        await play.system.ask("sleeper", Later(0.0))
+        await ann.request(Later(0.0))
+        await play.expect(pattern, within=1)
+
+    assert failure_of(script) == Failure("check", f"expected {pattern} within 1 s ({there_was})")
+
+
+def test_a_message_of_the_kind_that_is_not_the_one_that_is_meant_is_told() -> None:
+    async def script(play: Play) -> None:
+        await play.system.ask("sleeper", Later(0.0))
+        await play.expect("sleeper: later", lambda told: told.data["seconds"] == 9.0, within=1)
+
+    last = "`where` holds for none of 1 message, the last: somebody -> sleeper: later seconds=0.0"
+    assert failure_of(script) == Failure("check", f"expected sleeper: later within 1 s ({last})")
+
+
+def test_of_a_message_whose_handler_is_at_work_that_is_told() -> None:
+    async def script(play: Play) -> None:
+        play.system.tell("sleeper", Later(9.0))
+        await play.eventually("sleeper: later", within=1)
+
+    at_work = "sleeper is still at work on later; a message is told when its handler has ended"
+    assert failure_of(script) == Failure("check", f"sleeper: later, within 1 s ({at_work})")
+
+
+def test_a_condition_without_a_name_is_told_by_its_line() -> None:
+    async def script(play: Play) -> None:
+        await play.eventually(lambda: False, within=1)
+
+    failure = failure_of(script)
+    assert failure is not None
+    assert re.fullmatch(r"what \S*test_play.py:\d+ asks, within 1 s", failure.text)
+
+
+def test_what_is_neither_a_pattern_nor_a_function_is_refused() -> None:
+    async def script(play: Play) -> None:
+        await play.eventually(play.checks == [], within=1)  # type: ignore[arg-type]
+
+    failure = failure_of(script)
+    assert failure is not None
+    assert failure.text.startswith("TypeError: True is no pattern and no function: write `lambda: ...`")
+
+
+async def _forgets_to_expect(play: Play) -> None:
+    play.expect("sleeper: later")
+
+
+async def _forgets_to_ask(play: Play) -> None:
+    ann = await play.client("ann")
+    ann.request(Later(0.0))
+
+
+@pytest.mark.parametrize(("script", "name"), [(_forgets_to_expect, "expect"), (_forgets_to_ask, "request")])
+@pytest.mark.filterwarnings("error")
+def test_a_call_that_nobody_awaits_fails_the_scenario_and_is_named(script: Script, name: str) -> None:
+    failure = failure_of(script)
+    assert failure is not None
+    assert re.fullmatch(rf"{name}\(\) was never awaited \(test_play.py:\d+\)", failure.text)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_a_task_awaits_is_awaited(seed: int) -> None:
+    async def script(play: Play) -> None:
+        ann = await play.client("ann")
+        tasks = [asyncio.create_task(ann.request(Later(0.0)))]
+        await asyncio.gather(ann.request(Later(0.0)), *tasks, play.at(1.0))
+        ann.start(Later(0.0))
+        tasks.append(asyncio.create_task(ann.request(Later(0.0))))
+
+    assert failure_of(script, seed) is None
+
+
+def test_what_waits_when_a_scenario_ends_ends_without_an_error() -> None:
+    ends: list[str] = []
+
+    async def script(play: Play) -> None:
+        ann = await play.client("ann")
+
+        async def hear() -> None:
+            async for _ in ann.subscribe("news"):
+                pass
+
+        tasks = [asyncio.create_task(hear()), asyncio.create_task(ann.request(Later(99.0)))]
+        for each in tasks:
+            each.add_done_callback(lambda task: ends.append("cancelled" if task.cancelled() else "failed"))
+        await play.at(1.0)
+
+    assert failure_of(script) is None
+    assert ends == ["cancelled", "cancelled"]
+
+
+def test_who_has_left_asks_nothing_more() -> None:
+    async def script(play: Play) -> None:
+        ann = await play.client("ann")
+        await ann.leave()
+        await ann.request(Later(0.0))
+
+    failure = failure_of(script)
+    assert failure is not None
+    assert failure.text.startswith("AGENT_UNAVAILABLE: ann has left (test_play.py:")
 
 
 def test_what_is_eventually_so_may_be_asked_of_an_agent() -> None:
@@ -132,6 +247,26 @@ def test_an_error_is_told_with_its_place() -> None:
     assert failure is not None
     assert failure.kind == "error"
     assert failure.text.startswith("LookupError: nobody (test_play.py:")
+
+
+def test_the_place_of_an_error_is_the_line_of_the_script_whoever_raised_it() -> None:
+    async def script(play: Play) -> None:
+        async with asyncio.timeout(1.0):
+            await play.at(2.0)
+
+    failure = failure_of(script)
+    assert failure is not None
+    assert failure.text.startswith("TimeoutError (test_play.py:")
+
+
+def test_the_errors_of_a_group_are_told_one_by_one() -> None:
+    async def script(play: Play) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(play.system.ask("nobody", Later(0.0)))
+
+    failure = failure_of(script)
+    assert failure is not None
+    assert failure.text.startswith("DESTINATION_NOT_FOUND: no agent or tool is named 'nobody' (test_play.py:")
 
 
 def test_garbage_is_not_collected_in_a_run() -> None:

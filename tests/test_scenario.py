@@ -166,7 +166,9 @@ async def test_an_error_of_the_server_ends_the_scenario_unless_it_is_caught() ->
         await ann.request("fail", how="raise")
 
     result, shown = await played(asking)
-    assert result.error == "AGENT_EXECUTION_FAILED: the agent failed: ValueError: on purpose"
+    assert result.error.startswith(
+        "AGENT_EXECUTION_FAILED: the agent failed: ValueError: on purpose (test_scenario.py:"
+    )
     assert shown[-2:] != []
     answers = [each for each in shown if isinstance(each, Line) and each.to == "ann"]
     assert [(each.who, each.outcome) for each in answers] == [("growth manager", "AGENT_EXECUTION_FAILED")]

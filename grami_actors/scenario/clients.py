@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import msgspec
 
 from grami_actors.client import Client
 from grami_actors.conversation import Frame
-from grami_actors.errors import GramiError
+from grami_actors.errors import ConnectionLost, GramiError
 from grami_actors.history import plain
 from grami_actors.job_client import JobsClient
 from grami_actors.messages import Message, type_name
+from grami_actors.scenario.awaits import Awaits, awaited
 from grami_actors.scenario.lines import Piece, asked, summary
 
 
 class Teller(Protocol):
     """Who keeps the transcript."""
+
+    @property
+    def awaits(self) -> Awaits:
+        """Of the calls of the script."""
+
+    @property
+    def over(self) -> bool:
+        """Whether the scenario has ended."""
 
     def say(self, who: str, to: str, what: str, text: str = "", **rest: Any) -> None:
         """Add a line to the transcript."""
@@ -55,20 +65,27 @@ class PlayClient:
 
     def __init__(self, teller: Teller, name: str, connection: Client) -> None:
         self.name = name
+        self.awaits = teller.awaits
         self._teller = teller
         self._connection = connection
         self._pending: set[asyncio.Task[Any]] = set()
+        self._left = False
 
     @property
     def jobs(self) -> JobsClient:
         """Jobs, as the client sees them; the transcript tells what becomes of each."""
         return self._connection.jobs
 
+    @awaited
     async def request(self, message: Message | str, /, **fields: Any) -> Any:
         """Ask and wait for the answer; see :meth:`grami_actors.client.Client.request`."""
+        return await self._request(message, fields)
+
+    async def _request(self, message: Message | str, fields: dict[str, Any]) -> Any:
         began = self._ask(message, fields)
         try:
-            data = await self._connection.request(message, **fields)
+            with self._connected():
+                data = await self._connection.request(message, **fields)
         except GramiError as error:
             self._answered(began, error.message, error.error_code)
             raise
@@ -77,7 +94,7 @@ class PlayClient:
 
     def start(self, message: Message | str, /, **fields: Any) -> Pending:
         """Ask, and go on without waiting; the answer is there when it is awaited, or it is cancelled."""
-        work = asyncio.get_running_loop().create_task(self.request(message, **fields))
+        work = asyncio.get_running_loop().create_task(self._request(message, fields))
         self._pending.add(work)
         work.add_done_callback(self._forget)
         return Pending(work)
@@ -92,11 +109,12 @@ class PlayClient:
         began = self._ask(message, fields)
         seen: dict[str, None] = {}
         try:
-            async for frame in self._connection.stream(message, **fields):
-                self._show(frame, seen)
-                if frame.type == "response":
-                    self._answered(began, summary(frame.data), "ok")
-                yield frame
+            with self._connected():
+                async for frame in self._connection.stream(message, **fields):
+                    self._show(frame, seen)
+                    if frame.type == "response":
+                        self._answered(began, summary(frame.data), "ok")
+                    yield frame
         except GramiError as error:
             self._answered(began, error.message, error.error_code)
             raise
@@ -104,6 +122,7 @@ class PlayClient:
             for key in seen:
                 self._teller.show(Piece(key, "", done=True))
 
+    @awaited
     async def write(self, message: Message | str, /, **fields: Any) -> tuple[Any, list[Frame]]:
         """Ask with streaming, and return the answer and all frames."""
         frames = [frame async for frame in self.stream(message, **fields)]
@@ -112,17 +131,21 @@ class PlayClient:
     async def subscribe(self, topic: str) -> AsyncIterator[Frame]:
         """Hear a topic; see :meth:`grami_actors.client.Client.subscribe`."""
         self._teller.say(self.name, "growth manager", "subscribe", topic)
-        async for frame in self._connection.subscribe(topic):
-            yield frame
+        with self._connected():
+            async for frame in self._connection.subscribe(topic):
+                yield frame
 
+    @awaited
     async def publish(self, topic: str, data: Any) -> None:
         """Tell everybody who hears a topic."""
         self._teller.say(self.name, "growth manager", "publish", f"{topic}: {summary(plain(data))}")
         await self._connection.publish(topic, data)
 
+    @awaited
     async def leave(self) -> None:
         """Close the connection; what it asked for is cancelled."""
         self._teller.say(self.name, "", "leaves")
+        self._left = True
         await self._connection.__aexit__(None, None, None)
 
     def cut(self) -> None:
@@ -139,6 +162,22 @@ class PlayClient:
         """Read again."""
         self._teller.say(self.name, "", "reads again")
         self._connection.resume()
+
+    @contextmanager
+    def _connected(self) -> Iterator[None]:
+        """With the scenario ends what its tasks still wait for, and that is no error.
+
+        Raises:
+            ConnectionLost: the client has left.
+        """
+        if self._left:
+            raise ConnectionLost(f"{self.name} has left")
+        try:
+            yield
+        except ConnectionLost:
+            if self._teller.over:
+                raise asyncio.CancelledError from None
+            raise
 
     def _show(self, frame: Frame, seen: dict[str, None]) -> None:
         if frame.type == "response.chunk":

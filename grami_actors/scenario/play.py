@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import traceback
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
+from pathlib import PurePath
 from typing import Any, Literal, Protocol, TypeVar, overload
 
 import msgspec
@@ -14,9 +16,12 @@ import msgspec
 from grami_actors.client import Client
 from grami_actors.errors import GramiError, describe
 from grami_actors.history import History, Remark, Told
+from grami_actors.messages import type_name
+from grami_actors.scenario.awaits import Awaits, awaited
 from grami_actors.scenario.clients import PlayClient
-from grami_actors.scenario.lines import Check, Line, Piece, line_of
-from grami_actors.scenario.transcript import Transcript
+from grami_actors.scenario.lines import Check, Line, Piece, asked, line_of, many, shortened
+from grami_actors.scenario.transcript import Pattern, Transcript
+from grami_actors.simulation import places
 from grami_actors.simulation.faults import Injector
 from grami_actors.simulation.run import place
 from grami_actors.system import ActorSystem
@@ -112,6 +117,8 @@ class Play:
     Attributes:
         system: the actors, to ask and tell them from outside: ``await play.system.ask("writer", Draft(...))``.
         transcript: what happened so far.
+        over: whether the scenario has ended.
+        awaits: which of its calls have begun.
     """
 
     def __init__(self, stage: Stage, watch: Callable[[Any], None] | None = None) -> None:
@@ -119,6 +126,8 @@ class Play:
         self.system = stage.system
         self.checks: list[Check] = []
         self.lines = 0
+        self.over = False
+        self.awaits = Awaits()
         self._stage = stage
         self._watch = watch
         self._stack = AsyncExitStack()
@@ -132,6 +141,7 @@ class Play:
 
     # --- who plays ---
 
+    @awaited
     async def client(self, name: str) -> PlayClient:
         """A client with a connection of its own, until the scenario ends or it leaves."""
         connection = await self._stack.enter_async_context(self._stage.client())
@@ -162,6 +172,7 @@ class Play:
         """Seconds since the scenario began; virtual in a simulation."""
         return self._stage.history.now() - self._begun_at
 
+    @awaited
     async def at(self, seconds: float) -> None:
         """Wait until so many seconds have passed since the scenario began; no longer if they have."""
         await asyncio.sleep(max(0.0, seconds - self.now()))
@@ -182,6 +193,7 @@ class Play:
         if not self.check(text, condition, details):
             raise CheckFailed(text)
 
+    @awaited
     async def expect(self, pattern: str, where: Callable[[Told], object] | None = None, *, within: float = 5.0) -> Told:
         """The first message of a kind, that was told or will be: ``await play.expect("alice -> writer-*: draft")``.
 
@@ -200,9 +212,11 @@ class Play:
             return found
 
         await self._until(came, within)
-        self.require(f"expected {pattern} within {within:g} s", found)
+        text = f"expected {pattern} within {within:g} s"
+        self.require(text, found, "" if found else self._instead(pattern, where))
         return found[0]
 
+    @awaited
     async def eventually(self, condition: Condition, *, within: float = 5.0, text: str = "") -> None:
         """Wait until something is so; looked at whenever something has happened, and at the end.
 
@@ -210,8 +224,10 @@ class Play:
             CheckFailed: it is not so within that many seconds.
         """
         held = await self._until(self._as_function(condition), within)
-        self.require(text or f"{_in_words(condition)}, within {within:g} s", held)
+        details = self._instead(condition) if isinstance(condition, str) and not held else ""
+        self.require(text or f"{_in_words(condition)}, within {within:g} s", held, details)
 
+    @awaited
     async def never(self, condition: Condition, *, during: float, text: str = "") -> None:
         """Wait, and see that something is never so; looked at whenever something has happened, and at the end.
 
@@ -219,13 +235,36 @@ class Play:
             CheckFailed: it is so.
         """
         held = await self._until(self._as_function(condition), during)
-        self.require(text or f"never {_in_words(condition)}, during {during:g} s", not held)
+        details = self._in_short(self.transcript.told(condition)[0]) if isinstance(condition, str) and held else ""
+        self.require(text or f"never {_in_words(condition)}, during {during:g} s", not held, details)
 
     def _as_function(self, condition: Condition) -> Callable[[], Any]:
         if isinstance(condition, str):
             pattern = condition
             return lambda: self.transcript.told(pattern)
+        if not callable(condition):
+            raise TypeError(f"{condition!r} is no pattern and no function: write `lambda: ...`, to be looked at again")
         return condition
+
+    def _instead(self, pattern: str, where: Callable[[Told], object] | None = None) -> str:
+        """What there was where a message of a kind was expected."""
+        if where is not None and (found := self.transcript.told(pattern)):
+            return f"`where` holds for none of {many(len(found), 'message')}, the last: {self._in_short(found[-1])}"
+        wanted = Pattern(pattern)
+        for name, cell in tuple(self.system.table.cells.items()):
+            taken = cell.at_work
+            if taken is None:
+                continue
+            sender = self._named().get(taken.sender, taken.sender)
+            kind = type_name(type(taken.message))
+            if wanted.matches(Told(at=0, sent=0, taken=0, sender=taken.sender, to=name, type=kind), sender):
+                return f"{name} is still at work on {kind}; a message is told when its handler has ended"
+        nearest = self.transcript.nearest(pattern)
+        return f"there was {nearest}" if nearest else "there was nothing like it"
+
+    def _in_short(self, told: Told) -> str:
+        sender = self._named().get(told.sender, told.sender) or "somebody"
+        return f"{sender} -> {told.to}: {told.type} {shortened(asked(told.type, told.data))}".rstrip()
 
     async def _until(self, condition: Callable[[], Any], seconds: float) -> bool:
         """Whether it came to be so within that many seconds."""
@@ -270,6 +309,7 @@ class Play:
 
     async def close(self) -> None:
         """Disconnect the clients."""
+        self.over = True
         self._stage.history.on_change = None
         await self._stack.aclose()
 
@@ -277,7 +317,9 @@ class Play:
 def _in_words(condition: Condition) -> str:
     if isinstance(condition, str):
         return condition
-    return (condition.__doc__ or "").strip() or getattr(condition, "__name__", repr(condition)).replace("_", " ")
+    name = (condition.__doc__ or "").strip() or getattr(condition, "__name__", repr(condition)).replace("_", " ")
+    code = getattr(condition, "__code__", None)
+    return name if name != "<lambda>" or code is None else f"what {places.place(code, code.co_firstlineno)} asks"
 
 
 class Ending(msgspec.Struct, frozen=True):
@@ -301,20 +343,34 @@ class Ending(msgspec.Struct, frozen=True):
 
 async def perform(play: Play, function: ScenarioFunction) -> Ending:
     """Play a scenario to its end, and say how it went."""
-    error = ""
+    errors = []
     try:
         await function(play)
+        errors = [play.awaits.missing()]
     except CheckFailed:
         pass
-    except GramiError as failure:
-        error = f"{failure.error_code}: {failure.message}"
     except (Exception, SystemExit) as failure:  # noqa: BLE001 - a scenario may raise anything, and then it has failed
-        error = f"{describe(failure)}{place(failure)}"
+        errors = [f"{_told(failure)}{_place(failure)}", play.awaits.missing()]
     finally:
         await play.close()
+    error = "; ".join(filter(None, errors))
     failed = [check for check in play.checks if not check.passed]
     kind = "error" if error else "check" if failed else ""
     return Ending(tuple(play.checks), error, kind)
+
+
+def _told(error: BaseException) -> str:
+    """What a scenario raised, in one line."""
+    if isinstance(error, BaseExceptionGroup):
+        return "; ".join(map(_told, error.exceptions))
+    return f"{error.error_code}: {error.message}" if isinstance(error, GramiError) else describe(error)
+
+
+def _place(error: BaseException) -> str:
+    """Which line of the user's it came from, whatever that line called."""
+    frames = traceback.walk_tb(error.__traceback__)
+    lines = [(frame.f_code.co_filename, line) for frame, line in frames if places.is_user(frame)]
+    return f" ({PurePath(lines[-1][0]).name}:{lines[-1][1]})" if lines else place(error)
 
 
 class Result(msgspec.Struct, frozen=True):

@@ -14,6 +14,9 @@ _PATTERN = re.compile(
     r"(?P<to>(?!->)[^\s:]+(?::[^\s:]+)*?)\s*(?::\s+(?P<type>\S+))?\s*"
 )
 
+NEAREST = 3
+"""Kinds of messages that are named where none is what was expected."""
+
 
 class Pattern:
     """Messages of a kind, as text: ``"alice -> writer-*: draft"``.
@@ -42,6 +45,11 @@ class Pattern:
             and (fnmatchcase(sender, self._sender) or fnmatchcase(told.sender, self._sender))
             and (self._where is None or bool(self._where(told)))
         )
+
+    def likeness(self, told: Told, sender: str) -> int:
+        """How much of what the text names a message has: of receiver, type and sender."""
+        wanted = ((self._to, (told.to,)), (self._type, (told.type,)), (self._sender, (sender, told.sender)))
+        return sum(any(fnmatchcase(name, part) for name in names) for part, names in wanted if part != "*")
 
 
 class Transcript:
@@ -72,6 +80,16 @@ class Transcript:
     def count(self, pattern: str = "*", where: Callable[[Told], object] | None = None) -> int:
         """How many there are."""
         return len(self.told(pattern, where))
+
+    def nearest(self, pattern: str) -> str:
+        """What there was instead of the messages of a kind, in words; empty if nothing was like them."""
+        wanted, names = Pattern(pattern), self._names()
+        found: dict[str, int] = {}
+        for each in self._history.told():
+            sender = names.get(each.sender, each.sender)
+            found[f"{sender or 'somebody'} -> {each.to}: {each.type}"] = wanted.likeness(each, sender)
+        most = max(found.values(), default=0)
+        return ", ".join([text for text, likeness in found.items() if likeness == most][-NEAREST:]) if most else ""
 
     def causes(self, entry: Told) -> list[Told]:
         """What led to a message: the one whose handler sent it, what led to that, and so on."""
