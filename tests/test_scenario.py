@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import re
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -77,16 +80,72 @@ def test_a_file_offers_its_swarm_and_the_functions_that_are_marked(tmp_path: Pat
         choose(Script(file, Swarm([]), (), ModuleType("some")), [])
 
 
-def test_a_scenario_that_is_not_async_is_refused_by_name(tmp_path: Path) -> None:
+HEAD = "from grami_actors import Swarm\nfrom grami_actors.scenario import scenario\nswarm = Swarm([])\n"
+
+
+@pytest.mark.parametrize(
+    ("function", "problem"),
+    [
+        ("def plain(play): ...", "plain is not an async function"),
+        ("async def pours(play): yield", "pours is not an async function, for it has a `yield`"),
+        ("async def bare(): ...", "bare is called with `play` and nothing else, and takes ()"),
+        (
+            "async def more(play, tmp_path): ...",
+            "more is called with `play` and nothing else, and takes (play, tmp_path)",
+        ),
+    ],
+)
+def test_what_cannot_be_played_as_a_scenario_is_refused_by_name(tmp_path: Path, function: str, problem: str) -> None:
     file = tmp_path / "wrong.py"
-    file.write_text(
-        "from grami_actors import Swarm\n"
-        "from grami_actors.scenario import scenario\n"
-        "swarm = Swarm([])\n"
-        "@scenario\ndef plain(play): ...\n"
-    )
-    with pytest.raises(ConfigError, match=r"wrong.py: the scenario plain is not an async function"):
+    file.write_text(f"{HEAD}@scenario\n{function}\n")
+    with pytest.raises(ConfigError, match=re.escape(f"wrong.py: the scenario {problem}")):
         load(file)
+
+
+def test_a_script_of_a_package_may_import_from_it(tmp_path: Path) -> None:
+    package = tmp_path / "shop_of_tests" / "scenarios"
+    package.mkdir(parents=True)
+    for folder in (package, package.parent):
+        (folder / "__init__.py").touch()
+    (package.parent / "swarms.py").write_text("from grami_actors import Swarm\nswarm = Swarm([])\n")
+    (package / "some.py").write_text(
+        "from ..swarms import swarm\nfrom shop_of_tests import swarms\nassert swarms.swarm is swarm\n"
+    )
+    assert load(package / "some.py").scenarios == ()
+
+
+def test_a_script_that_cannot_be_loaded_is_told_with_the_line_that_failed(tmp_path: Path) -> None:
+    (tmp_path / "broken_of_tests.py").write_text("\n1 / 0\n")
+    (tmp_path / "some.py").write_text("import broken_of_tests\n")
+    (tmp_path / "other.py").write_text("\n\n1 / 0\n")
+    with pytest.raises(ConfigError, match=r"some.py cannot be loaded: \S*broken_of_tests.py:2: ZeroDivisionError"):
+        load(tmp_path / "some.py")
+    with pytest.raises(ConfigError, match=r"other.py cannot be loaded: line 3: ZeroDivisionError"):
+        load(tmp_path / "other.py")
+
+
+def test_one_file_is_played_and_that_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "some.py"
+    file.write_text(f"{HEAD}@scenario\nasync def first(play): ...\n")
+    with pytest.raises(ConfigError, match="is a folder: name one of its files, or play all of them with `pytest "):
+        load(tmp_path)
+    with pytest.raises(ConfigError, match=r"has no scenario 'other.py'; play several files with pytest"):
+        choose(load(file), ["other.py"])
+
+
+@pytest.mark.slow
+def test_the_command_finds_what_is_in_the_working_directory(tmp_path: Path) -> None:
+    (tmp_path / "swarms_of_tests.py").write_text("from grami_actors import Swarm\nswarm = Swarm([])\n")
+    (tmp_path / "scenarios").mkdir()
+    (tmp_path / "scenarios" / "some.py").write_text(
+        "from swarms_of_tests import swarm\nfrom grami_actors.scenario import scenario\n"
+        "@scenario\nasync def first(play): play.check('it is played', True)\n"
+    )
+    # -P: an installed command has no working directory in its path.
+    for more in ([], ["--simulate", "--seeds", "3"]):
+        command = [sys.executable, "-P", "-m", "grami_actors", "run", "scenarios/some.py", *more]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 async def test_a_whole_file_is_played_on_one_manager_in_order(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import re
@@ -106,6 +107,10 @@ for group in (token.token, jobs.jobs, state.state):
 
 def main() -> None:
     """The entry point of the command ``grami``."""
+    # What a script imports may stand where the command is given, as it may for ``python -m``.
+    with contextlib.suppress(FileNotFoundError):  # the directory is gone
+        if not {"", here := os.getcwd()} & set(sys.path):  # noqa: PTH109 - imports know text
+            sys.path.append(here)
     try:
         app()
     except GramiError as error:

@@ -21,7 +21,7 @@ from grami_actors.scenario.lines import how_short
 from grami_actors.scenario.play import CheckFailed, Mode, Play, Result, ScenarioFunction, modes_of, seeds_of
 from grami_actors.scenario.plugin import SEEDS, Later
 from grami_actors.scenario.pristine import Pristine
-from grami_actors.scenario.script import load
+from grami_actors.scenario.script import load, problem_of
 from grami_actors.scenario.stage import acted, play_one
 from grami_actors.simulation.rules import PROFILES
 from grami_actors.simulation.run import Runner, series
@@ -52,8 +52,8 @@ class ScenarioFile(pytest.Module):
 
 def scenarios(module: pytest.Module, function: FunctionType) -> list[pytest.Item]:
     """The tests of a scenario: one for each mode that is wanted."""
-    if not inspect.iscoroutinefunction(function):
-        raise module.CollectError(f"{module.path}: the scenario {function.__name__} is not an async function")
+    if problem := problem_of(function):
+        raise module.CollectError(f"{module.path}: the scenario {function.__name__} {problem}")
     option = module.config.option
     wanted = {"live": option.grami_live, "simulated": option.grami_seeds != 0}
     return [
