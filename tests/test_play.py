@@ -207,6 +207,29 @@ def test_who_has_left_asks_nothing_more() -> None:
     assert failure.text.startswith("AGENT_UNAVAILABLE: ann has left (test_play.py:")
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_what_a_client_got_is_looked_at_when_it_comes(seed: int) -> None:
+    async def script(play: Play) -> None:
+        ann = await play.client("ann")
+        heard: list[object] = []
+
+        async def hear() -> None:
+            async for event in ann.subscribe("news"):
+                heard.append(event.data)  # noqa: PERF401 - one at a time
+
+        hearing = asyncio.create_task(hear())
+        await play.at(1.0)
+        await ann.publish("news", "rain")
+        await play.eventually(lambda: heard == ["rain"], within=60)
+        assert play.now() == pytest.approx(1.0)
+        pending = ann.start(Later(2.0))
+        await play.eventually(lambda: pending.done, within=60)
+        assert play.now() == pytest.approx(3.0)
+        hearing.cancel()
+
+    assert failure_of(script, seed) is None
+
+
 def test_what_is_eventually_so_may_be_asked_of_an_agent() -> None:
     async def script(play: Play) -> None:
         async def asked() -> bool:

@@ -36,6 +36,9 @@ class Teller(Protocol):
     def show(self, piece: Piece) -> None:
         """Show text that is being written."""
 
+    def heard(self) -> None:
+        """The script has taken what a client got."""
+
     def now(self) -> float:
         """Seconds since the scenario began."""
 
@@ -103,6 +106,7 @@ class PlayClient:
         self._pending.discard(work)
         if not work.cancelled():
             work.exception()  # whoever wants to know awaits it; that nobody does is no fault
+        self._teller.heard()
 
     async def stream(self, message: Message | str, /, **fields: Any) -> AsyncIterator[Frame]:
         """Ask and get every frame; see :meth:`grami_actors.client.Client.stream`."""
@@ -115,6 +119,7 @@ class PlayClient:
                     if frame.type == "response":
                         self._answered(began, summary(frame.data), "ok")
                     yield frame
+                    self._teller.heard()
         except GramiError as error:
             self._answered(began, error.message, error.error_code)
             raise
@@ -134,6 +139,7 @@ class PlayClient:
         with self._connected():
             async for frame in self._connection.subscribe(topic):
                 yield frame
+                self._teller.heard()
 
     @awaited
     async def publish(self, topic: str, data: Any) -> None:

@@ -134,6 +134,7 @@ class Play:
         self._clients: list[tuple[str, Client]] = []
         self._names: dict[str, str] = {}
         self._changed: asyncio.Event | None = None
+        self._asks = 0
         self._loop = asyncio.get_running_loop()
         self._begun_at = stage.history.now()
         self.transcript = Transcript(stage.history, self._named)
@@ -223,7 +224,7 @@ class Play:
         Raises:
             CheckFailed: it is not so within that many seconds.
         """
-        held = await self._until(self._as_function(condition), within)
+        held = await self._holds(condition, within)
         details = self._instead(condition) if isinstance(condition, str) and not held else ""
         self.require(text or f"{_in_words(condition)}, within {within:g} s", held, details)
 
@@ -234,17 +235,22 @@ class Play:
         Raises:
             CheckFailed: it is so.
         """
-        held = await self._until(self._as_function(condition), during)
+        held = await self._holds(condition, during)
         details = self._in_short(self.transcript.told(condition)[0]) if isinstance(condition, str) and held else ""
         self.require(text or f"never {_in_words(condition)}, during {during:g} s", not held, details)
 
-    def _as_function(self, condition: Condition) -> Callable[[], Any]:
+    async def _holds(self, condition: Condition, seconds: float) -> bool:
+        """Whether it comes to be so within that many seconds."""
         if isinstance(condition, str):
             pattern = condition
-            return lambda: self.transcript.told(pattern)
+            return await self._until(lambda: self.transcript.told(pattern), seconds)
         if not callable(condition):
             raise TypeError(f"{condition!r} is no pattern and no function: write `lambda: ...`, to be looked at again")
-        return condition
+        self._asks += 1
+        try:
+            return await self._until(condition, seconds)
+        finally:
+            self._asks -= 1
 
     def _instead(self, pattern: str, where: Callable[[Told], object] | None = None) -> str:
         """What there was where a message of a kind was expected."""
@@ -281,6 +287,11 @@ class Play:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(end):
                     await changed.wait()
+
+    def heard(self) -> None:
+        """A client got something, and the script has taken it: of which the history knows nothing."""
+        if self._asks:
+            self._on_change()
 
     def _on_change(self) -> None:
         if self._changed is not None and not self._changed.is_set():
