@@ -599,6 +599,30 @@ def test_what_never_struck_is_told_and_what_is_undone_strikes_no_more() -> None:
     assert unused == ["crash after 'keper'", "drop 'caller' to 'keeper'", "fill 'nobody'", "partition 'a | b c'"]
 
 
+@pytest.mark.parametrize(
+    ("add", "words"),
+    [
+        (lambda faults: faults.crash("keeper", when="befor"), "when='befor': a crash comes before, during, after"),
+        (lambda faults: faults.crash("keeper", kind="note"), "kind='note': a class of messages is meant"),
+        (lambda faults: faults.drop("a", "keeper", kind=(Note, "other")), "a class of messages is meant"),
+        (
+            lambda faults: faults.drop("a", "keeper", on_message=0),
+            "on_message=0, times=1: messages are counted from 1 on",
+        ),
+        (lambda faults: faults.duplicate("a", "keeper", times=-1), "on_message=1, times=-1: messages are counted"),
+        (lambda faults: faults.stall("keeper", -1.0), "-1.0 seconds: no time passes backwards"),
+    ],
+)
+def test_what_is_no_fault_is_refused_where_it_is_written(add: Callable[[Injector], object], words: str) -> None:
+    async def play(world: World) -> None:
+        with pytest.raises((TypeError, ValueError), match=words):
+            add(world.faults)
+        assert world.faults.rules == []
+        assert await world.ask(Note(n=1)) == 1
+
+    simulate(play)
+
+
 def test_there_is_one_injector_or_profile_at_a_time() -> None:
     async def play(world: World) -> None:
         with pytest.raises(GramiError, match="at work"), Injector(world.system):

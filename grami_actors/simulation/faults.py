@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Generator, Iterable
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self, Unpack, get_args
 
 from grami_actors.agent import MODEL
 from grami_actors.cell import CONNECTION, CONTROL, Cell
@@ -133,7 +133,12 @@ class Injector:
             sender: of the message.
             awaits: for ``during``, at which wait; a handler that waits less often dies as it ends.
             which: of the messages.
+
+        Raises:
+            ValueError: ``when`` is none of these.
         """
+        if when not in get_args(When):
+            raise ValueError(f"when={when!r}: a crash comes {', '.join(get_args(When))}")
         return self._add("crash", partial(self._crash, when, awaits), actor, which, sender=sender, detail=when)
 
     def kill(self, actor: str, **which: Unpack[Which]) -> Rule:
@@ -493,6 +498,8 @@ def _listed(group: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def _always(seconds: float) -> Callable[[], float]:
+    if not seconds >= 0:
+        raise ValueError(f"{seconds} seconds: no time passes backwards")
     return lambda: seconds
 
 

@@ -52,6 +52,10 @@ class Rule(msgspec.Struct, eq=False, kw_only=True):
         seconds: how long it takes.
         detail: more about it, for people.
         struck: how often it has struck.
+
+    Raises:
+        TypeError: ``kind`` is no class.
+        ValueError: it would strike before the first message, or less than never.
     """
 
     fault: str
@@ -67,6 +71,13 @@ class Rule(msgspec.Struct, eq=False, kw_only=True):
     detail: str = ""
     seen: int = 0
     struck: int = 0
+
+    def __post_init__(self) -> None:
+        kinds = self.kind if isinstance(self.kind, tuple) else (self.kind,)
+        if not all(isinstance(each, type) for each in kinds):
+            raise TypeError(f"kind={self.kind!r}: a class of messages is meant, or several")
+        if self.on_message < 1 or (self.times is not None and self.times < 0):
+            raise ValueError(f"on_message={self.on_message}, times={self.times}: messages are counted from 1 on")
 
     def undo(self) -> None:
         """Strike no more; what is held goes on, what is full has room, what was parted is healed."""
