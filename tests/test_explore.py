@@ -59,6 +59,14 @@ async def in_order_of_a_set(play: Play) -> None:
     await play.eventually(lambda: play.transcript.count("notes") == 6)
 
 @scenario
+async def strikes_on_some_seeds(play: Play) -> None:
+    ann, bob = await play.client("ann"), await play.client("bob")
+    play.faults.crash("nobody")
+    first, _ = await asyncio.gather(ann.request("add"), bob.request("add"))
+    play.faults.stall("notes", 0.0, on_message=first)
+    await play.system.ask("notes", Note("a"))
+
+@scenario
 async def ends_its_process(play: Play) -> None:
     os._exit(9)
 
@@ -177,6 +185,11 @@ def test_a_failure_that_its_seed_does_not_replay_is_told_as_what_it_is(crew: Cre
     assert "it is not the fortieth time" in report.error
     assert "outlives a run" in report.error
     assert report.transcript == ()
+
+
+def test_a_fault_that_strikes_on_no_seed_is_told(crew: Crew, script: Path) -> None:
+    report = explored(crew, script, "strikes_on_some_seeds")
+    assert (report.passed, report.unused) == (True, ("crash before 'nobody'",))
 
 
 def test_how_many_were_played_is_told_until_all_were(crew: Crew, script: Path) -> None:

@@ -161,6 +161,19 @@ async def test_a_whole_file_is_played_on_one_manager_in_order(tmp_path: Path) ->
 # --- playing ---
 
 
+async def test_a_fault_that_never_struck_is_told() -> None:
+    async def misspelt(play: Play) -> None:
+        play.faults.crash("ecko")
+        play.faults.stall("echoer-*", 0.0)
+        await play.system.ask("echoer", Echo("hello"))
+
+    result, _ = await played(misspelt)
+    assert (result.passed, result.unused) == (True, ("crash before 'ecko'",))
+    buffer = io.StringIO()
+    summarise(Console(file=buffer, width=40), (result,))
+    assert "faults in misspelt never struck: crash before 'ecko'\n" in buffer.getvalue()
+
+
 async def test_without_checks_a_scenario_passes_when_it_ends() -> None:
     async def quiet(play: Play) -> None: ...
 

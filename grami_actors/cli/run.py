@@ -23,7 +23,7 @@ from grami_actors.history import AnyEntry, History
 from grami_actors.manager import GrowthManager
 from grami_actors.scenario import script as scripts
 from grami_actors.scenario.explore import Crew, Report, Wanted, explore, report_of
-from grami_actors.scenario.lines import Check, Line, how_short, many
+from grami_actors.scenario.lines import Check, Line, how_short, many, never_struck
 from grami_actors.scenario.play import Mode, Result, seeds_of
 from grami_actors.scenario.terminal import Terminal, summarise
 from grami_actors.simulation.rules import PROFILES
@@ -238,6 +238,8 @@ def _tell(report: Report, wanted: Wanted, console: Console, *, as_json: bool) ->
         f"{_time(report.virtual_seconds)} of virtual time in {report.wall_seconds:.1f} s, digest {report.digest[:16]}"
     )
     console.print(Text.assemble(mark, (report.scenario, "bold"), (facts, "dim")), soft_wrap=True)
+    if report.unused:
+        console.print(Text.assemble(("faults ", "bold yellow"), never_struck(report.unused)), soft_wrap=True)
     if report.passed:
         return
     for line in report.transcript:

@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
@@ -81,6 +81,7 @@ class Report(msgspec.Struct, frozen=True):
         preemptions: of the shortest run that was found to fail in the same way.
         faults_struck: in it.
         transcript: its lines.
+        unused: the faults of the script that struck on none of the seeds, in words.
     """
 
     scenario: str
@@ -99,6 +100,7 @@ class Report(msgspec.Struct, frozen=True):
     preemptions: int = 0
     faults_struck: int = 0
     transcript: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
 
 # --- in whatever process ---
@@ -393,7 +395,13 @@ def _report(wanted: Wanted, outcomes: list[Outcome], seconds: float) -> Report:
         error="" if failed is None else failed.text,
         preemptions=len(outcomes[-1].decisions.picks) if failed else 0,
         faults_struck=len(outcomes[-1].decisions.strikes) if failed else 0,
+        unused=unused(outcomes),
     )
+
+
+def unused(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
+    """The faults of the script that struck in none of the runs."""
+    return tuple(each for each in outcomes[0].unused if all(each in other.unused for other in outcomes))
 
 
 # --- what a failing run was ---

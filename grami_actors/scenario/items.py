@@ -16,8 +16,8 @@ import pytest
 
 from grami_actors.errors import ConfigError, GramiError
 from grami_actors.manager import GrowthManager
-from grami_actors.scenario.explore import as_text, play_on, shortest_of, texts
-from grami_actors.scenario.lines import how_short
+from grami_actors.scenario.explore import as_text, play_on, shortest_of, texts, unused
+from grami_actors.scenario.lines import how_short, never_struck
 from grami_actors.scenario.play import CheckFailed, Mode, Play, Result, ScenarioFunction, modes_of, seeds_of
 from grami_actors.scenario.plugin import SEEDS, Later
 from grami_actors.scenario.pristine import Pristine
@@ -204,6 +204,7 @@ def play_live(item: pytest.Item, swarm: Swarm, function: ScenarioFunction, prist
             result = asyncio.run(on_manager())
     except GramiError as error:
         return f"the swarm did not start or stop: {error.error_code}: {error.message}"
+    _warn(item, result.unused)
     if result.passed:
         return ""
     item.add_report_section("call", "transcript", "\n".join(texts(shown)))
@@ -229,8 +230,10 @@ def play_simulated(
         return Runner(Setup(swarm, faults), acted(function, show), pristine.restore)
 
     with _untouched(pristine), _model("simulated"), series():
-        *_, last = play_on(make(None), seeds)
+        outcomes = play_on(make(None), seeds)
+        last = outcomes[-1]
         if last.failure is None:
+            _warn(item, unused(outcomes))
             return ""
         shortest, transcript = shortest_of(make, last)
     failure = shortest.failure or last.failure
@@ -242,9 +245,15 @@ def play_simulated(
             f"seed {last.seed} fails: {failure.kind}: {failure.text}",
             *transcript,
             how_short(len(shortest.decisions.picks), len(shortest.decisions.strikes)),
+            *([f"faults {never_struck(left)}"] if (left := unused(outcomes)) else []),
             f"play it again: {shlex.join(command)}",
         ]
     )
+
+
+def _warn(item: pytest.Item, faults: Sequence[str]) -> None:
+    if faults:
+        item.warn(pytest.PytestWarning(f"faults {never_struck(faults)}"))
 
 
 def _asked(item: pytest.Item, enough: int | None) -> tuple[range, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -164,6 +165,11 @@ def summary(value: Any) -> str:
 def many(count: int, one: str, more: str = "") -> str:
     """So many of something, in words."""
     return f"{count:,} {one if count == 1 else more or one + 's'}"
+
+
+def never_struck(unused: Iterable[str]) -> str:
+    """What is said of faults that struck nothing: one of an actor that there is not is among them."""
+    return f"never struck: {', '.join(unused)}"
 
 
 def how_short(preemptions: int, faults: int) -> str:

@@ -385,7 +385,7 @@ def _place(error: BaseException) -> str:
 
 
 class Result(msgspec.Struct, frozen=True):
-    """How a scenario went on a real server."""
+    """How a scenario went on a real server; ``unused``: the faults of the script that never struck, in words."""
 
     scenario: str
     mode: str
@@ -394,3 +394,4 @@ class Result(msgspec.Struct, frozen=True):
     error: str
     wall_seconds: float
     messages: int
+    unused: tuple[str, ...] = ()

@@ -55,7 +55,8 @@ async def play_one(manager: GrowthManager, function: ScenarioFunction, watch: Ca
         play = Play(stage, watch)
         ending = await perform(play, function)
         seconds = play.now()
-    return Result(function.__name__, "live", ending.passed, ending.checks, ending.error, seconds, play.lines)
+    told = ending.passed, ending.checks, ending.error, seconds, play.lines, stage.unused
+    return Result(function.__name__, "live", *told)
 
 
 def acted(function: ScenarioFunction, watch: Callable[[Any], None] | None = None) -> Act:

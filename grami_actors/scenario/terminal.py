@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from grami_actors.manager import GrowthManager
-from grami_actors.scenario.lines import Check, Line, Piece
+from grami_actors.scenario.lines import Check, Line, Piece, never_struck
 from grami_actors.scenario.play import Result
 
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_cyan", "bright_magenta", "bright_green")
@@ -170,4 +170,8 @@ def summarise(console: Console, results: tuple[Result, ...]) -> None:
                 words = f"in {result.scenario}: {check.text}{_details(check)}"
                 console.print(Text.assemble(("failed ", "bold red"), words), soft_wrap=True)
         if result.error:
-            console.print(Text.assemble(("error ", "bold red"), f"in {result.scenario}: {result.error}"))
+            words = f"in {result.scenario}: {result.error}"
+            console.print(Text.assemble(("error ", "bold red"), words), soft_wrap=True)
+        if result.unused:
+            words = f"in {result.scenario} {never_struck(result.unused)}"
+            console.print(Text.assemble(("faults ", "bold yellow"), words), soft_wrap=True)

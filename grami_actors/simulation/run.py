@@ -56,6 +56,7 @@ class Outcome(msgspec.Struct, frozen=True):
         messages: that were taken.
         choices: that the schedule had.
         decisions: what sets it apart from the plainest run.
+        unused: the faults of the script that never struck, in words.
     """
 
     seed: int
@@ -67,6 +68,7 @@ class Outcome(msgspec.Struct, frozen=True):
     messages: int
     choices: int
     decisions: Decisions
+    unused: tuple[str, ...] = ()
 
 
 class Runner:
@@ -119,6 +121,7 @@ class Runner:
             messages=world.witness.count,
             choices=schedule.choices,
             decisions=schedule.decisions,
+            unused=world.unused,
         )
 
     def _play(self, loop: VirtualLoop, world: World) -> Failure | None:

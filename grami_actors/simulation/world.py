@@ -82,6 +82,11 @@ class Scene:
             self._faults = Injector(self.system, self.history, lambda name: self.called(name)).__enter__()  # noqa: PLW0108 - it is set later
         return self._faults
 
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The faults of the script that never struck, in words."""
+        return () if self._faults is None else tuple(self._faults.unused)
+
     def end_faults(self) -> None:
         """Let nothing go wrong any more."""
         if self._faults is not None:
