@@ -682,18 +682,18 @@ def test_run_with_json_prints_the_results_and_nothing_else(server: Served) -> No
     assert server.state_file.read_bytes() == state, "the server of this directory is not disturbed"
 
 
-def test_ctrl_c_during_run_ends_it_in_order_and_leaves_no_process(tmp_path: Path) -> None:
-    process = start(
-        "run", SMALL, "never_ends", cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-    )
+def test_ctrl_c_during_run_ends_it_in_order_tells_what_there_was_and_leaves_no_process(tmp_path: Path) -> None:
+    command = ("run", SMALL, "passes", "never_ends")
+    process = start(*command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
     assert process.stdout is not None
     for line in process.stdout:
         if "sleep" in line:
             break
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=5)
+    summary, err = process.communicate(timeout=5)
     assert process.returncode == 130
-    assert "Traceback" not in err
+    assert err == "stopped in never_ends\n"
+    assert re.search(r"✓ +passes +1/1", summary)
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
     with contextlib.suppress(FileNotFoundError):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import inspect
 import os
 import shlex
 from collections.abc import Callable, Iterable
@@ -12,7 +15,15 @@ from typing import Annotated, Any
 import msgspec
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from grami_actors.cli.app import AsJson, File, app, err, go, kept_clear, out, print_json, set_log_level
@@ -114,27 +125,57 @@ async def _run(
     config = msgspec.structs.replace(load(), **_OWN)
     console = err if as_json else out
     logs = []
-    histories: list[History] = []
-    with kept_clear(wanted=as_json), Terminal(console) as terminal:
+    kept = _Kept(pages=html is not None)
+
+    def tell() -> None:
+        if as_json:
+            print_json(kept.results)
+        else:
+            summarise(console, tuple(kept.results))
+        if html is not None and kept.history is not None:
+            facts = {each.scenario: "passed" if each.passed else "failed" for each in kept.results}
+            write_page(html, script.path.name, kept.history.entries, {"mode": "live", **facts})
+
+    with contextlib.ExitStack() as told, kept_clear(wanted=as_json), Terminal(console) as terminal:
 
         def watch(event: Any) -> None:
             if log and isinstance(event, GrowthManager):
                 logs.append(log_of(event))
             elif isinstance(event, GrowthManager):
                 event.system.bus.subscribe(lambda doubted: err.print(doubted.text, markup=False), Doubted)
-            if html is not None and isinstance(event, GrowthManager):
-                histories.append(History(event.system.bus, event.system.now))
+            kept(event)
             terminal(event)
 
-        results: tuple[Result, ...] = await scripts.run(script, names, config, watch, record)
-    if as_json:
-        print_json(results)
-    else:
-        summarise(console, results)
-    if html is not None:
-        facts = {"mode": "live", **{each.scenario: "passed" if each.passed else "failed" for each in results}}
-        write_page(html, script.path.name, histories[0].entries, facts)
-    return 0 if all(result.passed for result in results) else 1
+        try:
+            await scripts.run(script, names, config, watch, record)
+        except asyncio.CancelledError:
+            told.callback(err.print, f"stopped in {kept.playing}", style="bold red")
+            told.callback(tell)  # what there is: a run that had to be stopped is to be understood, too
+            raise
+    tell()
+    return 0 if all(result.passed for result in kept.results) else 1
+
+
+class _Kept:
+    """What happens on a real server, and how its scenarios end.
+
+    Args:
+        pages: whether its history is wanted.
+    """
+
+    def __init__(self, *, pages: bool) -> None:
+        self.history: History | None = None
+        self.results: list[Result] = []
+        self.playing = ""
+        self._pages = pages
+
+    def __call__(self, event: Any) -> None:
+        if isinstance(event, Result):
+            self.results.append(event)
+        elif inspect.isfunction(event):
+            self.playing = event.__name__
+        if isinstance(event, GrowthManager) and self._pages:
+            self.history = History(event.system.bus, event.system.now)
 
 
 class _Page:
@@ -180,7 +221,7 @@ def _replay(wanted: Iterable[Wanted], seed: int, html: Path | None, *, as_json: 
             show.end(console)
         reports.append(report)
         page.keep(report, kept)
-        _tell(report, each, console, as_json=as_json)
+        _tell(report, None, console, as_json=as_json)
     page.write()
     return 0 if all(report.passed for report in reports) else 1
 
@@ -206,14 +247,20 @@ def _explore(wanted: dict[Wanted, int], jobs: int | None, html: Path | None, *, 
     console = err if as_json else out
     passed = True
     page = _Page(html)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Crew(jobs or os.cpu_count() or 1) as crew:
         for each, seeds in wanted.items():
-            with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            with _progress(console) as progress:
                 bar = progress.add_task(each.scenario, total=seeds)
                 kept: list[AnyEntry] | None = None if html is None else []
-                with kept_clear(wanted=as_json):
-                    report = explore(crew, each, seeds, partial(_advance, progress, bar), kept)
+                try:
+                    with kept_clear(wanted=as_json):
+                        report = explore(crew, each, seeds, partial(_advance, progress, bar), kept)
+                except KeyboardInterrupt:
+                    done = int(progress.tasks[bar].completed)
+                    err.print(
+                        f"stopped: {each.scenario} has been played on {done:,} of {seeds:,} seeds", soft_wrap=True
+                    )
+                    raise
             passed &= report.passed
             page.keep(report, kept or [])
             _tell(report, each, console, as_json=as_json)
@@ -221,34 +268,46 @@ def _explore(wanted: dict[Wanted, int], jobs: int | None, html: Path | None, *, 
     return 0 if passed else 1
 
 
+def _progress(console: Console) -> Progress:
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn())
+    shown = TextColumn("{task.description}"), *columns
+    return Progress(*shown, console=console, transient=True, disable=not console.is_terminal)
+
+
 def _advance(progress: Progress, bar: TaskID, done: int) -> None:
     progress.update(bar, completed=done)
 
 
-def _tell(report: Report, wanted: Wanted, console: Console, *, as_json: bool) -> None:
-    """Print what came of a scenario."""
+def _tell(report: Report, wanted: Wanted | None, console: Console, *, as_json: bool) -> None:
+    """Print what came of a scenario; ``wanted`` is what to play again, unless that was just done."""
     if as_json:
         print_json(report)
         return
+    whole = not console.is_terminal  # other programs get lines as they are
     mark = Text("✓ ", "green") if report.passed else Text("✗ ", "bold red")
-    seeds = f"{report.seeds:,} seeds, " if report.seeds != 1 else ""
     histories = many(report.distinct_histories, "distinct history", "distinct histories")
+    pace = f"{report.seeds:,} seeds, {report.schedules_per_second:,.0f}/s, {histories}, "
     facts = (
-        f"  {seeds}{report.schedules_per_second:,.0f}/s, {histories}, "
+        f"  {pace if report.seeds > 1 else ''}"
         f"{_time(report.virtual_seconds)} of virtual time in {report.wall_seconds:.1f} s, digest {report.digest[:16]}"
     )
-    console.print(Text.assemble(mark, (report.scenario, "bold"), (facts, "dim")), soft_wrap=True)
+    console.print(Text.assemble(mark, (report.scenario, "bold"), (facts, "dim")), soft_wrap=whole)
     if report.unused:
-        console.print(Text.assemble(("faults ", "bold yellow"), never_struck(report.unused)), soft_wrap=True)
+        console.print(Text.assemble(("faults ", "bold yellow"), never_struck(report.unused)), soft_wrap=whole)
     if report.passed:
         return
     for line in report.transcript:
-        console.print(Text(line), soft_wrap=True)
+        failed = line.lstrip().startswith("FAILED")
+        # In a terminal each is one line, as it is of a real run; but what failed is said to its end.
+        short = console.is_terminal and not failed
+        console.print(Text(line, "red" if failed else "", overflow="ellipsis"), no_wrap=short, soft_wrap=whole)
     console.print(
-        Text.assemble(("failed ", "bold red"), (f"seed {report.failed_seed}: ", "bold"), report.error), soft_wrap=True
+        Text.assemble(("failed ", "bold red"), (f"seed {report.failed_seed}: ", "bold"), report.error), soft_wrap=whole
     )
     if report.transcript:
-        console.print(how_short(report.preemptions, report.faults_struck), style="dim", soft_wrap=True)
+        console.print(how_short(report.preemptions, report.faults_struck), style="dim", soft_wrap=whole)
+    if wanted is None:
+        return
     again = ["grami", "run", wanted.path, wanted.scenario, "--simulate", "--seed", str(report.failed_seed)]
     again += ["--faults", wanted.faults] if wanted.faults != "none" else []
     console.print(Text.assemble(("play it again: ", "dim"), shlex.join(again)), soft_wrap=True)

@@ -87,7 +87,7 @@ class Terminal:
             # A file has no width: there a line is whole, however long.
             self._console.print(self._line(event), soft_wrap=True)
         elif isinstance(event, Check):
-            self._console.print(_check(event), soft_wrap=True)
+            self._console.print(_check(event), soft_wrap=not self._console.is_terminal)
         elif isinstance(event, GrowthManager):
             self._console.print(Text.assemble(("growth manager ", "bold"), "at ", (event.url, "underline")))
         elif inspect.isfunction(event):
@@ -168,10 +168,10 @@ def summarise(console: Console, results: tuple[Result, ...]) -> None:
         for check in result.checks:
             if not check.passed:
                 words = f"in {result.scenario}: {check.text}{_details(check)}"
-                console.print(Text.assemble(("failed ", "bold red"), words), soft_wrap=True)
+                console.print(Text.assemble(("failed ", "bold red"), words), soft_wrap=not console.is_terminal)
         if result.error:
             words = f"in {result.scenario}: {result.error}"
-            console.print(Text.assemble(("error ", "bold red"), words), soft_wrap=True)
+            console.print(Text.assemble(("error ", "bold red"), words), soft_wrap=not console.is_terminal)
         if result.unused:
             words = f"in {result.scenario} {never_struck(result.unused)}"
-            console.print(Text.assemble(("faults ", "bold yellow"), words), soft_wrap=True)
+            console.print(Text.assemble(("faults ", "bold yellow"), words), soft_wrap=not console.is_terminal)
