@@ -55,7 +55,7 @@ PUBLIC = """
 LONGEST_FILE = 500
 LONGEST_FUNCTION = 50
 MOST_PARAMETERS = 6
-MOST_CODE_LINES = 29_000
+MOST_CODE_LINES = 30_000
 
 MORE_PARAMETERS = {
     ("cli/", "serve"): "the parameters of a command are its options",

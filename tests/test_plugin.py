@@ -233,8 +233,9 @@ def test_a_scenario_that_fails_in_simulation_shows_its_seed_which_fails_again(py
 def test_a_fault_that_never_struck_is_a_warning(pytester: pytest.Pytester) -> None:
     script(pytester, GOOD + "    play.faults.crash('frist')\n")
     result = run(pytester, "-W", "default")
-    result.assert_outcomes(passed=2, warnings=2)
-    result.stdout.fnmatch_lines(["*PytestWarning: faults never struck: crash before 'frist'"])
+    result.assert_outcomes(passed=2)
+    (told,) = (line for line in result.outlines if "never struck" in line)
+    assert told.endswith("PytestWarning: faults never struck: crash before 'frist'")
 
 
 def test_each_scenario_begins_with_the_modules_as_they_were_loaded(pytester: pytest.Pytester) -> None:

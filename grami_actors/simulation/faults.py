@@ -16,11 +16,9 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import itertools
 import threading
-import types
 from collections import Counter
-from collections.abc import Callable, Coroutine, Generator, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, Unpack, get_args
@@ -33,6 +31,7 @@ from grami_actors.history import History, Injected
 from grami_actors.mailbox import Closed
 from grami_actors.messages import Envelope, Terminated, type_name
 from grami_actors.ref import ActorDead
+from grami_actors.simulation.killed import killed
 from grami_actors.simulation.rules import LONGEST, Effect, Names, Partition, Profile, Rule, When, Which, eligible
 from grami_actors.simulation.schedule import Schedule
 from grami_actors.system import ActorSystem
@@ -275,7 +274,7 @@ class Injector:
             return None
         rest = cell.perform(envelope)
         awaits = self._dying.pop(envelope, 0) if self._dying else 0
-        return _killed(rest, awaits) if awaits and rest is not None else rest
+        return killed(rest, awaits) if awaits and rest is not None else rest
 
     def given(self, cell: Cell, envelope: Envelope) -> bool:
         """Whether a message that an actor takes is handled now."""
@@ -462,30 +461,6 @@ def _untake(cell: Cell, envelope: Envelope) -> None:
 def _kill(cell: Cell, envelope: Envelope) -> None:
     if cell.doomed is envelope:
         cell.lane.kill(cell)
-
-
-async def _killed(rest: Coroutine[Any, Any, None], awaits: int) -> None:
-    """Do what is left of a message, and cancel it where it has to wait for the so many-th time."""
-    await _steps(rest, awaits)
-
-
-@types.coroutine
-def _steps(rest: Coroutine[Any, Any, None], awaits: int) -> Generator[Any, Any, None]:
-    step: Callable[[Any], Any] = rest.send
-    sent: Any = None
-    for number in itertools.count(1):
-        try:
-            awaited = step(sent)
-        except StopIteration:
-            return
-        task = asyncio.current_task()
-        if number == awaits and task is not None:
-            task.cancel("killed")
-        try:
-            sent = yield awaited
-            step = rest.send
-        except BaseException as error:  # noqa: BLE001 - the handler's, whatever it is
-            sent, step = error, rest.throw
 
 
 def _over(envelope: Envelope, now: float) -> bool:
