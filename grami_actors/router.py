@@ -190,7 +190,8 @@ class RoutingTable:
             if cell.name not in self.pools:
                 self.public.discard(cell.name)  # whoever has the name next may be private
         for pool in self.pools.values():
-            pool.remove(cell)
+            if cell in pool.members:
+                pool.remove(cell)
         self.topics.remove(cell)
 
     def name_of(self, to: str, message: Any) -> str:
