@@ -614,3 +614,58 @@ def test_the_transcript_of_a_livelock_is_as_long_as_can_be_read(
     assert "lines more" in transcript[MOST_LINES // 2]
     assert "eater -> fork" in transcript[0]
     assert "eater -> fork" in transcript[-1]
+
+
+# --- tasks that nobody awaits ---
+
+FORGETS = """
+    kept = set()
+
+    class Forgetful(Agent):
+        @handles(Go)
+        async def go(self, m: Go) -> None:
+            async def work() -> None:
+                await asyncio.sleep(0.1)
+                {raises}
+            task = asyncio.create_task(work())
+            {then}
+
+    swarm = Swarm([Forgetful])
+
+    @scenario
+    async def race(play: Play) -> None:
+        await play.system.ask("forgetful", Go())
+        await asyncio.sleep(1)
+"""
+
+
+@pytest.mark.parametrize("then", ["kept.add(task)", "pass", "kept.add(task); task.add_done_callback(kept.discard)"])
+def test_an_error_in_a_task_that_nobody_awaits_fails_the_run(planted: Callable[..., Runner], then: str) -> None:
+    runner = planted(FORGETS.format(raises="raise KeyError('tea')", then=then))
+    outcomes = [runner.run(Schedule(3)) for _ in range(3)]
+    failure = outcomes[0].failure
+    assert failure is not None
+    assert [(each.digest, each.failure) for each in outcomes] == [(outcomes[0].digest, failure)] * 3
+    assert failure.kind == "error"
+    assert "KeyError: 'tea'" in failure.text
+    assert "planted.py:" in failure.text
+    assert "a task of forgetful that nobody awaits" in failure.text
+
+
+@pytest.mark.parametrize(
+    ("raises", "then"),
+    [
+        ("raise GramiError('nobody wants it', code='NO')", "pass"),
+        ("raise asyncio.CancelledError", "pass"),
+        ("raise KeyError('tea')", "await asyncio.wait([task])\n            assert task.exception()"),
+        ("raise KeyError('tea')", "await asyncio.gather(task, return_exceptions=True)"),
+        ("raise KeyError('tea')", "await asyncio.sleep(0.2)\n            with suppress(KeyError): await task"),
+        ("raise KeyError('tea')", "task.add_done_callback(lambda done: done.exception())"),
+    ],
+)
+def test_an_answer_that_nobody_wants_or_an_error_that_somebody_saw_does_not(
+    planted: Callable[..., Runner], raises: str, then: str
+) -> None:
+    head = "from contextlib import suppress\n    from grami_actors import GramiError\n"
+    runner = planted(f"\n    {head}{FORGETS.format(raises=raises, then=then)}")
+    assert [runner.run(Schedule(seed)).failure for seed in range(20)] == [None] * 20

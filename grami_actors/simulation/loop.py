@@ -69,6 +69,11 @@ class SimulatedTask(asyncio.Task[Any]):
         super().__init__(work, **options)
 
 
+def unseen(task: asyncio.Task[Any]) -> bool:
+    """Whether a task ended with an error at which nobody has looked."""
+    return bool(task._log_traceback)  # type: ignore[attr-defined] # noqa: SLF001 - looking at the error would be seeing it
+
+
 class _Handle(asyncio.Handle):
     __slots__ = ("number", "owner")  # of the task that goes on with it, if one does
 
@@ -221,7 +226,7 @@ class VirtualLoop(_AbstractLoop):  # type: ignore[misc]
         tasks = self.tasks
         tasks[number] = task
         if len(tasks) > self._most_tasks:  # to be told of the end of each would be a callback for each
-            self.tasks = {at: each for at, each in tasks.items() if not each.done()}
+            self.tasks = {at: each for at, each in tasks.items() if not each.done() or unseen(each)}
             self._most_tasks = SPARSE + 2 * len(self.tasks)
         return task
 
@@ -232,6 +237,11 @@ class VirtualLoop(_AbstractLoop):  # type: ignore[misc]
             return self.create_task(work)
         finally:
             self._at_once = False
+
+    @property
+    def failed(self) -> list[SimulatedTask]:
+        """Tasks that ended with an error at which nobody has looked."""
+        return [task for task in self.tasks.values() if unseen(task)]
 
     def offer(self, step: Step) -> None:
         """Let a step be chosen that is none of a task's."""
@@ -371,7 +381,7 @@ class VirtualLoop(_AbstractLoop):  # type: ignore[misc]
         return self._closed
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Nothing: an error that nobody asked for fails no run, as it ends no program; it would be a line in a log."""
+        """Nothing: it would be a line in a log, when garbage is collected; what nobody has seen is in ``failed``."""
 
     async def shutdown_asyncgens(self) -> None:
         """Nothing is kept."""

@@ -13,11 +13,11 @@ from typing import Any
 import msgspec
 
 from grami_actors.deadlines import Deadlines
-from grami_actors.errors import describe
+from grami_actors.errors import GramiError, describe
 from grami_actors.gateway.memory import MemoryGateway
 from grami_actors.simulation.deadlock import explain, holders, waiting
 from grami_actors.simulation.leaks import Nondeterminism, sealed, sealing
-from grami_actors.simulation.loop import Endless, Livelock, Stuck, VirtualLoop
+from grami_actors.simulation.loop import Endless, Livelock, SimulatedTask, Stuck, VirtualLoop, unseen
 from grami_actors.simulation.schedule import Decisions, Schedule
 from grami_actors.simulation.stalls import Hang, watched, watching
 from grami_actors.simulation.world import Setup, World
@@ -128,7 +128,7 @@ class Runner:
         try:
             # Dice of their own: what the runtime throws for names of spans must not change what is decided.
             with holders(), watched(loop), sealed(random.Random(f"grami_actors others {world.seed}")):
-                return loop.run(self._perform(world))
+                return loop.run(self._perform(world, loop))
         except Nondeterminism as leak:
             return Failure("nondeterminism", str(leak))
         except Stuck as stuck:
@@ -142,9 +142,22 @@ class Runner:
         except BaseException as error:  # noqa: BLE001 - a script that calls exit() ends a run, not the command
             return Failure("error", f"{describe(error)}{place(error)}")
 
-    async def _perform(self, world: World) -> Failure | None:
+    async def _perform(self, world: World, loop: VirtualLoop) -> Failure | None:
         async with world:
-            return await self._act(world)
+            failure = await self._act(world)
+            failed = loop.failed
+        # Looked at again when all have ended: who was about to await one of them has done so.
+        return failure or _forgotten(failed)
+
+
+def _forgotten(failed: list[SimulatedTask]) -> Failure | None:
+    """The failure of a task that nobody awaited. A GramiError is none: it is an answer that nobody wanted."""
+    for task in failed:
+        if unseen(task) and not isinstance(error := task.exception(), GramiError) and error is not None:
+            whose = f"a task of {task.owner}" if task.owner else "a task"
+            text = f"{describe(error)}{place(error)}, in {whose} that nobody awaits"
+            return Failure("error", text, type(error).__name__)
+    return None
 
 
 class _Idle:
