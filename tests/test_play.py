@@ -91,7 +91,7 @@ async def _never(play: Play) -> None:
     ],
 )
 def test_what_does_not_come_or_comes_although_it_should_not_fails_the_check(script: Script, text: str) -> None:
-    assert failure_of(script) == Failure("check", text)
+    assert failure_of(script) == Failure("check", text, text)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_a_requirement_ends_the_scenario_and_a_check_does_not() -> None:
         play.require("two", condition=False)
         seen.append("after the requirement")
 
-    assert failure_of(script) == Failure("check", "one (it is empty)")
+    assert failure_of(script) == Failure("check", "one (it is empty)", "one")
     assert seen == ["after the check"]
 
 

@@ -71,7 +71,7 @@ class SimulatedTask(asyncio.Task[Any]):
 
 def unseen(task: asyncio.Task[Any]) -> bool:
     """Whether a task ended with an error at which nobody has looked."""
-    return bool(task._log_traceback)  # type: ignore[attr-defined] # noqa: SLF001 - looking at the error would be seeing it
+    return bool(task._log_traceback)  # noqa: SLF001 - looking at the error would be seeing it
 
 
 class _Handle(asyncio.Handle):

@@ -23,7 +23,7 @@ from grami_actors.simulation.places import innermost, outwards, place
 EVERY = 1.0
 """Seconds between two looks."""
 
-COMPUTING = 20.0
+COMPUTING = 10.0
 """Seconds of processor time that one step may take."""
 
 BLOCKED = 30.0
