@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import heapq
 import itertools
+import math
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -99,6 +100,12 @@ class Deadlines:
             self._timer = None
         if self._old:
             self._timer = self._loop.call_later(self._old[0][0] - now, self._expire)
+
+    def earliest(self) -> float:
+        """The first deadline that ends something, of those that are more than a tick old."""
+        while self._old and self._old[0][2].done():
+            heapq.heappop(self._old)
+        return self._old[0][0] if self._old else math.inf
 
     def close(self) -> None:
         """Forget everything."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -498,3 +499,86 @@ def test_remembering_who_holds_a_lock_ends() -> None:
     with holders():
         assert asyncio.Lock.acquire is not before
     assert asyncio.Lock.acquire is before
+
+
+# --- semaphores ---
+
+
+class Permits(Agent, concurrency=4):
+    """Takes two of two permits, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.permits = asyncio.Semaphore(2)
+
+    @handles(Go)
+    async def go(self, _message: Go) -> None:
+        async with self.permits:
+            await asyncio.sleep(0.1)
+            async with self.permits:  # second permit
+                pass
+
+    @handles(Look)
+    async def look(self, _message: Look) -> None:
+        await self.permits.acquire()
+        await self.permits.acquire()
+        self.tell(self.name, Go())
+        await asyncio.sleep(1)
+        self.permits.release()
+        self.permits.release()
+
+
+async def _asked(system: SimulatedSystem, kind: type[Agent], *messages: Message) -> None:
+    await system.spawn(kind, name="busy")
+    await asyncio.gather(*(system.ask("busy", each) for each in messages))
+
+
+def test_who_holds_all_permits_and_wants_one_more_is_in_a_cycle() -> None:
+    cycle = Trial().cycle(lambda system: _asked(system, Permits, Go(), Go()))
+    assert cycle == f"busy ({line('second permit')}) -> busy"
+
+
+def test_a_permit_that_is_still_given_back_is_no_deadlock() -> None:
+    trial = Trial()
+    trial.run(lambda system: _asked(system, Permits, Look()))
+    assert trial.found is None
+
+
+class Signals(Agent, concurrency=4):
+    """One waits until the other says that there is something; nobody holds anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.there = asyncio.Semaphore(0)
+
+    @handles(Go)
+    async def go(self, _message: Go) -> None:
+        await self.there.acquire()
+        await self.there.acquire()
+
+    @handles(Look)
+    async def look(self, _message: Look) -> None:
+        self.there.release()
+        with contextlib.suppress(DeadlineExceeded):
+            await self.ask("silent", Look(), timeout=1.0)
+        self.there.release()
+
+
+async def _signalled(system: SimulatedSystem) -> None:
+    await system.spawn(Silent, name="silent")
+    await _asked(system, Signals, Go(), Look())
+
+
+class Silent(Agent, concurrency=2):
+    """Never answers."""
+
+    @handles(Look)
+    async def look(self, _message: Look) -> None:
+        await asyncio.Event().wait()
+
+
+def test_a_semaphore_that_others_release_is_no_lock() -> None:
+    trial = Trial()
+    trial.run(_signalled)
+    assert trial.found is None
+    assert trial.idle

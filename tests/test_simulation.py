@@ -669,3 +669,64 @@ def test_an_answer_that_nobody_wants_or_an_error_that_somebody_saw_does_not(
     head = "from contextlib import suppress\n    from grami_actors import GramiError\n"
     runner = planted(f"\n    {head}{FORGETS.format(raises=raises, then=then)}")
     assert [runner.run(Schedule(seed)).failure for seed in range(20)] == [None] * 20
+
+
+# --- deadlocks ---
+
+LOCKED = """
+    class Tick(Message): pass
+    class Move(Message):
+        one: str
+        other: str
+
+    class Pulse(Agent):
+        def on_start(self) -> None:
+            self.every(1.0, Tick())
+
+        @handles(Tick)
+        def tick(self, m: Tick) -> None: ...
+
+    class Bank(Agent, concurrency=2):
+        def __init__(self) -> None:
+            super().__init__()
+            self.locks = {{name: {lock} for name in "ab"}}
+
+        @handles(Move)
+        async def move(self, m: Move) -> None:
+            async with {first}:
+                await asyncio.sleep(0.5)
+                async with self.locks[m.other]:
+                    pass
+
+    swarm = Swarm([Pulse, Bank])
+
+    @scenario
+    async def race(play: Play) -> None:
+        {script}
+"""
+
+BOTH = "await asyncio.gather(*[play.system.ask('bank', Move(*each)) for each in ('ab', 'ba')], return_exceptions=True)"
+TOLD = "[play.system.tell('bank', Move(*each)) for each in ('ab', 'ba')]; await asyncio.sleep(3)"
+
+
+@pytest.mark.parametrize("script", [BOTH, TOLD])
+@pytest.mark.parametrize("lock", ["asyncio.Lock()", "asyncio.Semaphore(1)", "asyncio.BoundedSemaphore(1)"])
+def test_a_deadlock_is_found_beside_a_heartbeat_and_when_nobody_waits_for_it(
+    planted: Callable[..., Runner], script: str, lock: str
+) -> None:
+    runner = planted(LOCKED.format(lock=lock, first="self.locks[m.one]", script=script))
+    failure = runner.run(Schedule(0)).failure
+    assert failure is not None
+    assert failure.kind == "deadlock"
+    assert failure.text.startswith("these wait for each other: bank (")
+    assert failure.text.count("planted.py:") == 2 or "-> bank" in failure.text
+
+
+@pytest.mark.parametrize("script", [BOTH, TOLD])
+@pytest.mark.parametrize("lock", ["asyncio.Lock()", "asyncio.Semaphore(1)"])
+def test_locks_that_are_given_up_in_time_are_no_deadlock(
+    planted: Callable[..., Runner], script: str, lock: str
+) -> None:
+    first = "self.locks[m.one], asyncio.timeout(20.0)"
+    runner = planted(LOCKED.format(lock=lock, first=first, script=script))
+    assert [runner.run(Schedule(seed)).failure for seed in range(5)] == [None] * 5

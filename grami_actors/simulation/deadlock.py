@@ -33,7 +33,9 @@ MOST_LINES = 50
 """How many of those that wait :func:`waiting` names."""
 
 _HOLDER = "_grami_holder"
+_HOLDERS = "_grami_holders"
 _ACQUIRE = asyncio.Lock.acquire.__code__
+_ACQUIRE_PERMIT = asyncio.Semaphore.acquire.__code__
 
 
 class Waiting(NamedTuple):
@@ -146,6 +148,7 @@ class _Graph:
             for frame in frames
             if frame.f_code is Cell.drive.__code__
         }
+        self._timed = set(_ended_by(loop))
         self._needs: dict[Any, _Need] = {}
         self._mail: dict[Cell, set[Any]] = {}
 
@@ -198,6 +201,8 @@ class _Graph:
         waiter = task._fut_waiter  # type: ignore[attr-defined] # noqa: SLF001 - asyncio tells nobody what a task waits for
         if waiter is None:
             return _Need("its turn")
+        if task in self._timed or waiter in self._timed:
+            return _Need("a time to pass")
         for frame in self._frames[task]:
             find = _KNOWN.get(frame.f_code)
             found = None if find is None else find(self, frame.f_locals)
@@ -238,6 +243,12 @@ class _Graph:
             return _Need(f"an asyncio.Lock that {self._name(holder)} took and never released")
         return _Need(f"an asyncio.Lock that {self._name(holder)} holds", (holder,))
 
+    def of_permit(self, semaphore: asyncio.Semaphore) -> _Need:
+        """What whoever wants a permit needs: one of those who hold them; nothing, if anybody may release it."""
+        holders = tuple(each for each in getattr(semaphore, _HOLDERS, None) or () if not each.done())
+        names = ", ".join(dict.fromkeys(map(self._name, holders)))
+        return _Need(f"an asyncio.Semaphore that {names} holds" if names else "an asyncio.Semaphore", holders)
+
     def _held(self, cell: Cell) -> set[Any]:
         """The messages in a mailbox, and the asks that they are."""
         if cell not in self._mail:
@@ -268,6 +279,16 @@ class _Graph:
         frame = innermost(reversed(self._frames[task]))
         where = "" if frame is None else place(frame.f_code, frame.f_lineno)
         return Waiting(self._name(task), where, self.need(task).what)
+
+
+def _ended_by(loop: VirtualLoop) -> Iterator[Any]:
+    """Tasks and futures that a timer ends: ``sleep``, ``timeout``, ``wait_for``."""
+    for timer in loop.active_timers():
+        callback: Any = timer._callback  # type: ignore[attr-defined] # noqa: SLF001 - as above
+        owner = getattr(callback, "__self__", None)
+        if isinstance(owner, asyncio.Timeout):
+            yield owner._task  # type: ignore[attr-defined] # noqa: SLF001 - as above
+        yield from (each for each in timer._args or () if isinstance(each, asyncio.Future))  # noqa: SLF001
 
 
 def _contents(cell: CellType) -> Any:
@@ -316,7 +337,7 @@ _KNOWN: dict[CodeType, Callable[[_Graph, dict[str, Any]], _Need | None]] = {
     asyncio.TaskGroup.__aexit__.__code__: _group,
     asyncio.Condition.wait.__code__: _condition,
     asyncio.Event.wait.__code__: _named("an asyncio.Event"),
-    asyncio.Semaphore.acquire.__code__: _named("an asyncio.Semaphore"),
+    _ACQUIRE_PERMIT: lambda graph, names: graph.of_permit(names["self"]),
     asyncio.Queue.get.__code__: _named("something in an asyncio.Queue"),
     asyncio.Queue.put.__code__: _named("room in an asyncio.Queue"),
     asyncio.Queue.join.__code__: _named("an asyncio.Queue to be worked off"),
@@ -349,20 +370,50 @@ def _frames(task: asyncio.Task[Any]) -> Iterator[FrameType]:
 
 @contextlib.contextmanager
 def holders() -> Iterator[None]:
-    """Remember who holds each ``asyncio.Lock``, for as long as it lasts: a lock itself does not."""
-    original = asyncio.Lock.acquire
-    if original.__code__ is not _ACQUIRE:  # somebody further out does
+    """Remember who holds each ``asyncio.Lock`` and ``Semaphore``, for as long as it lasts: they do not themselves."""
+    if asyncio.Lock.acquire.__code__ is not _ACQUIRE:  # somebody further out does
         yield
         return
-
-    @functools.wraps(original)
-    async def acquire(self: asyncio.Lock) -> Any:
-        taken = await original(self)
-        setattr(self, _HOLDER, asyncio.current_task())
-        return taken
-
-    asyncio.Lock.acquire = acquire  # type: ignore[method-assign]
+    lock, semaphore = asyncio.Lock, asyncio.Semaphore
+    changes: tuple[tuple[Any, str, Any], ...] = (
+        (lock, "acquire", _noting(lock.acquire, lambda held, task: setattr(held, _HOLDER, task))),
+        (semaphore, "acquire", _noting(semaphore.acquire, _note_permit)),
+        (semaphore, "release", _releasing(semaphore.release)),
+    )
+    originals = [(owner, name, vars(owner)[name]) for owner, name, _ in changes]
+    for each in changes:
+        setattr(*each)
     try:
         yield
     finally:
-        asyncio.Lock.acquire = original  # type: ignore[method-assign]
+        for each in originals:
+            setattr(*each)
+
+
+def _noting(original: Callable[[Any], Any], note: Callable[[Any, Any], object]) -> Callable[[Any], Any]:
+    @functools.wraps(original)
+    async def acquire(self: Any) -> Any:
+        taken = await original(self)
+        note(self, asyncio.current_task())
+        return taken
+
+    return acquire
+
+
+def _note_permit(semaphore: Any, task: Any) -> None:
+    held = getattr(semaphore, _HOLDERS, [])
+    if held is not None:
+        setattr(semaphore, _HOLDERS, [*held, task])
+
+
+def _releasing(original: Callable[[Any], None]) -> Callable[[Any], None]:
+    @functools.wraps(original)
+    def release(self: Any) -> None:
+        held, task = getattr(self, _HOLDERS, []), asyncio.current_task()
+        if held and task in held:
+            held.remove(task)
+        else:  # whoever releases what another one took uses it as a signal
+            setattr(self, _HOLDERS, None)
+        original(self)
+
+    return release

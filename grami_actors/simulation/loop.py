@@ -120,8 +120,7 @@ class VirtualLoop(_AbstractLoop):  # type: ignore[misc]
         most_seconds: of virtual time that the run may take.
 
     Attributes:
-        idle: asked when nothing but passive timers is left, before time goes on; raises :class:`Stuck` if waiting for
-            them is in vain.
+        idle: asked before time goes on to a passive timer; raises :class:`Stuck` if waiting for it is in vain.
         steps: that were taken.
         tasks: by their number: those that have not ended, and some that have.
     """
@@ -321,12 +320,12 @@ class VirtualLoop(_AbstractLoop):  # type: ignore[misc]
 
     def _advance(self) -> None:
         """Let time go on to the next timer, and fire all that are due then."""
-        if not self._active and self.idle is not None:
-            self.idle()
         timers = self._timers
         while timers and timers[0][2].cancelled():
             heapq.heappop(timers)
             self._cancelled -= 1
+        if self.idle is not None and (not self._active or timers[0][2].passive):
+            self.idle()
         if not timers:
             raise Stuck("nothing can go on, and there is no timer to wait for")
         now = timers[0][0]
@@ -347,6 +346,20 @@ class VirtualLoop(_AbstractLoop):  # type: ignore[misc]
     def timers(self) -> int:
         """How many are set."""
         return len(self._timers) - self._cancelled
+
+    @property
+    def next_timer(self) -> float:
+        """When the next one is due; there is one."""
+        return self._timers[0][0]
+
+    def active_timers(self) -> list[_Timer]:
+        """Those that are worth waiting for."""
+        return [each for _, _, each in self._timers if not (each.passive or each.cancelled())] if self._active else []
+
+    @property
+    def quiet(self) -> bool:
+        """Whether there is none that is."""
+        return not self._active
 
     def _end_all(self) -> None:
         """Cancel what is left, and let it go to its end; what does not end is dropped."""

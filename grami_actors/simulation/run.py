@@ -21,6 +21,7 @@ from grami_actors.simulation.loop import Endless, Livelock, SimulatedTask, Stuck
 from grami_actors.simulation.schedule import Decisions, Schedule
 from grami_actors.simulation.stalls import Hang, watched, watching
 from grami_actors.simulation.world import Setup, World
+from grami_actors.system import ActorSystem
 
 Act = Callable[[World], Coroutine[Any, Any, "Failure | None"]]
 """What is played in a world; says what was wrong, if something was."""
@@ -146,6 +147,8 @@ class Runner:
         async with world:
             failure = await self._act(world)
             failed = loop.failed
+            if failure is None and any(cell.working for cell in world.system.table.cells.values()):
+                locked(world.system, loop)  # by tells, whose end nobody awaits
         # Looked at again when all have ended: who was about to await one of them has done so.
         return failure or _forgotten(failed)
 
@@ -171,14 +174,19 @@ class _Idle:
 
     def __call__(self) -> None:
         loop, system = self._loop, self._world.system
-        if loop.steps != self._steps:
+        if loop.steps != self._steps and (loop.quiet or system.deadlines.earliest() <= loop.next_timer):
             self._steps, self._since = loop.steps, loop.time()
-            found = explain(system, loop)
-            if found is not None:
-                raise Stuck(f"these wait for each other: {found}")
-        if not loop.timers or loop.time() - self._since > PATIENCE:
+            locked(system, loop)
+        if loop.quiet and (not loop.timers or loop.time() - self._since > PATIENCE):
             lines = "".join(f"\n  {line}" for line in waiting(system, loop))
             raise Stuck(f"nothing can go on, and there is nothing to wait for{':' if lines else ''}{lines}")
+
+
+def locked(system: ActorSystem, loop: VirtualLoop) -> None:
+    """Raise Stuck if some wait for each other."""
+    found = explain(system, loop)
+    if found is not None:
+        raise Stuck(f"these wait for each other: {found}")
 
 
 @contextlib.contextmanager

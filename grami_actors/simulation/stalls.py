@@ -45,6 +45,7 @@ class _Watcher:
 
     def __init__(self, *, unattended: bool) -> None:
         self.loop: VirtualLoop | None = None
+        self.runs = 0
         self._blocked = BLOCKED if unattended else None
         self._why = ""
         self._tries = 0
@@ -62,13 +63,11 @@ class _Watcher:
 
     def _look(self) -> None:
         clock = time.pthread_getcpuclockid(self._watched)
-        seen: tuple[VirtualLoop | None, int] = (None, 0)
+        seen: tuple[int, int] | None = None
         begun = waited = 0.0
         while not self._closed.wait(EVERY):
-            loop = self.loop
-            now = time.clock_gettime(clock)
-            mark = loop, 0 if loop is None else loop.steps
-            if loop is None or mark != seen:
+            mark, now = self._mark(), time.clock_gettime(clock)
+            if mark is None or mark != seen:
                 seen, begun, waited = mark, now, 0.0
                 continue
             waited += EVERY  # counted, not measured: who was suspended did not wait
@@ -80,6 +79,11 @@ class _Watcher:
                 continue
             begun, waited = now, 0.0
             signal.pthread_kill(self._watched, signal.SIGVTALRM)
+
+    def _mark(self) -> tuple[int, int] | None:
+        """Which run is under way, and how far it has come."""
+        loop = self.loop
+        return None if loop is None else (self.runs, loop.steps)
 
     def _interrupt(self, _number: int, frame: FrameType | None) -> None:
         loop = self.loop
@@ -137,6 +141,7 @@ def watched(loop: VirtualLoop) -> Iterator[None]:
     with watching():
         for watcher in _watchers:
             watcher.loop = loop
+            watcher.runs += 1
         try:
             yield
         finally:
