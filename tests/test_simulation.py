@@ -730,3 +730,47 @@ def test_locks_that_are_given_up_in_time_are_no_deadlock(
     first = "self.locks[m.one], asyncio.timeout(20.0)"
     runner = planted(LOCKED.format(lock=lock, first=first, script=script))
     assert [runner.run(Schedule(seed)).failure for seed in range(5)] == [None] * 5
+
+
+# --- sets of tasks ---
+
+
+@pytest.mark.parametrize(
+    "collect",
+    [
+        "return [task.result() for task in (await asyncio.wait([*map(asyncio.ensure_future, work)]))[0]]",
+        "return [await task for task in {asyncio.ensure_future(each) for each in work}]",
+        "return [await each for each in asyncio.as_completed(work)]",
+        "return [await each for each in as_completed(work)]",
+    ],
+)
+def test_the_order_of_a_set_of_tasks_is_the_same_in_each_run(planted: Callable[..., Runner], collect: str) -> None:
+    runner = planted(f"""
+        from asyncio import as_completed
+
+        class Boss(Agent):
+            @handles(Go)
+            async def go(self, m: Go) -> list[str]:
+                async def done(word: str) -> str:
+                    await asyncio.sleep(0)
+                    return word
+                work = [done(word) for word in "the order of a set is another one in each process".split()]
+                {collect}
+
+        class Told(Agent):
+            @handles(Go)
+            def go(self, m: Go) -> None: ...
+
+        swarm = Swarm([Boss, Told])
+
+        @scenario
+        async def race(play: Play) -> None:
+            answer = await play.system.ask("boss", Go())
+            await play.system.ask("told", Go(" ".join(map(str, answer))))
+        """)
+    kept = []  # other addresses in each run
+    digests = set()
+    for _ in range(10):
+        digests.add(runner.run(Schedule(5)).digest)
+        kept.append([object() for _ in range(997)])
+    assert len(digests) == 1

@@ -16,6 +16,7 @@ keeps to itself: ``msgspec.field(default_factory=time.time)`` of a class that wa
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import datetime as dt
@@ -30,7 +31,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from threading import get_ident
 from types import FunctionType, ModuleType
 from typing import Any, NamedTuple, Self
@@ -129,7 +130,7 @@ class _Guard:
 
 def is_guard(value: object) -> bool:
     """Whether something stands for a function while runs are sealed."""
-    return type(value) is _Guard
+    return type(value) is _Guard or value is as_completed
 
 
 class _Leak(NamedTuple):
@@ -229,13 +230,15 @@ def sealing() -> Iterator[None]:
             if hasattr(module, name)
         ]
         # In the end wherever guards are: their own modules, and what was imported meanwhile.
-        undo.callback(_swap, {id(each): each.function for each in guards}, lambda _: True)
+        back = {id(each): each.function for each in guards} | {id(as_completed): _AS_COMPLETED}
+        undo.callback(_swap, back, _is_not_here)
         for owner, name, what, instead in METHODS:
             _change(undo, owner, name, _guarded(vars(owner)[name], what, instead))
         _change(undo, random.Random, "seed", _seeding(random.Random.seed))
         for owner, name in CALENDAR:
             _change_builtin(undo, owner, name)
-        _swap({id(each.function): each for each in guards}, _is_users)
+        asyncio.as_completed = asyncio.tasks.as_completed = as_completed
+        _swap({id(each.function): each for each in guards} | {id(_AS_COMPLETED): as_completed}, _is_users)
         yield
 
 
@@ -271,6 +274,16 @@ def _seeding(original: Callable[..., None]) -> Callable[..., None]:
     return seed
 
 
+_AS_COMPLETED = asyncio.as_completed
+
+
+def as_completed(fs: Iterable[Any], *, timeout: float | None = None) -> Any:
+    """``asyncio.as_completed``, which begins what it is given in the order of a set: in a run, in that of the list."""
+    if _run.thread == get_ident():
+        fs = [asyncio.ensure_future(each) for each in dict.fromkeys(fs)]
+    return _AS_COMPLETED(fs, timeout=timeout)
+
+
 def _change_builtin(undo: contextlib.ExitStack, owner: type, name: str) -> None:
     """Change a class method of a type that is written in C, which Python itself refuses."""
     (methods,) = gc.get_referents(vars(owner))  # the dictionary behind the view
@@ -293,6 +306,11 @@ def _change_builtin(undo: contextlib.ExitStack, owner: type, name: str) -> None:
 def _is_users(space: dict[str, Any]) -> bool:
     """Whether these are the global variables of code of the user's."""
     return whose("<module>", space) == "user"
+
+
+def _is_not_here(space: dict[str, Any]) -> bool:
+    """Whether these are the global variables of another module."""
+    return space is not globals()
 
 
 def _space(module: ModuleType) -> dict[str, Any]:

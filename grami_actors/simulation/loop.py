@@ -68,6 +68,10 @@ class SimulatedTask(asyncio.Task[Any]):
         self.owner = owner
         super().__init__(work, **options)
 
+    def __hash__(self) -> int:
+        """Its number, and not its address: a set of tasks, as ``asyncio.wait`` returns, has one order in all runs."""
+        return self.number
+
 
 def unseen(task: asyncio.Task[Any]) -> bool:
     """Whether a task ended with an error at which nobody has looked."""
