@@ -192,6 +192,59 @@ def test_a_fault_that_strikes_on_no_seed_is_told(crew: Crew, script: Path) -> No
     assert (report.passed, report.unused) == (True, ("crash before 'nobody'",))
 
 
+ON_DISK = """
+import asyncio, json
+from pathlib import Path
+from grami_actors import Agent, Message, Swarm, handles
+from grami_actors.scenario import Play, scenario
+
+kept = Path(__file__).with_suffix(".json")
+
+class Put(Message):
+    key: str
+
+class Store(Agent, concurrency=2):
+    def on_start(self) -> None:
+        kept.write_text("{}")
+
+    @handles(Put)
+    async def put(self, message: Put) -> None:
+        content = json.loads(kept.read_text())
+        await asyncio.sleep(0)
+        kept.write_text(json.dumps(content | {message.key: len(content)}))
+
+class Told(Agent):
+    @handles(Put)
+    def told(self, message: Put) -> None: ...
+
+swarm = Swarm([Store, Told])
+
+@scenario
+async def both_are_kept(play: Play) -> None:
+    for key in "ab":
+        play.system.tell("store", Put(key))
+        await asyncio.sleep(0)
+    await asyncio.sleep(1)
+    content = kept.read_text()
+    await play.system.ask("told", Put(content))
+    play.check("both are kept", set(json.loads(content)) == {"a", "b"}, content)
+"""
+
+
+def test_processes_that_write_to_the_same_file_are_no_leak_and_a_race_over_it_is_found(
+    crew: Crew, tmp_path: Path
+) -> None:
+    file = tmp_path / "on_disk.py"
+    file.write_text(ON_DISK)
+    wanted = Wanted(str(file), "both_are_kept")
+    reports = [explore(crew, wanted, 1_000) for _ in range(3)]
+    assert [each.kind for each in reports] == ["check"] * 3
+    assert len({(each.failed_seed, each.digest) for each in reports}) == 1
+    assert reports[0].failed_seed is not None
+    alone = report_of(wanted, reports[0].failed_seed, lambda _: None)
+    assert alone.error.startswith("both are kept")
+
+
 def test_how_many_were_played_is_told_until_all_were(crew: Crew, script: Path) -> None:
     told: list[int] = []
     report = explore(crew, Wanted(str(script), "fine"), 100, told.append)
@@ -240,7 +293,9 @@ def test_what_a_process_inherits_is_only_for_those_of_the_crew(crew: Crew) -> No
 @pytest.mark.slow
 def test_a_script_that_cannot_be_loaded_or_is_gone_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "wrong.py").write_text("swarm = (\n")
-    for name, text in (("wrong.py", "cannot be loaded: SyntaxError"), ("gone.py", "gone.py")):
+    (tmp_path / "exits.py").write_text("import sys\nsys.exit(3)\n")
+    wrong = ("wrong.py", "cannot be loaded: SyntaxError"), ("exits.py", "cannot be loaded: line 2: SystemExit: 3")
+    for name, text in (*wrong, ("gone.py", "gone.py")):
         ended = grami("run", name, "--simulate", "--seeds", "3", cwd=tmp_path)
         assert ended.code != 0
         assert text in ended.words

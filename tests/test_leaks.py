@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import concurrent.futures
 import dataclasses
@@ -118,6 +119,10 @@ LEAKS: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: multiprocessing.get_context("spawn").Process(target=print).start(), "a process", OUTSIDE),
     (lambda: socket.socket(), "socket.socket()", OUTSIDE),
     (lambda: socket.create_connection(("127.0.0.1", 9)), "socket.create_connection()", OUTSIDE),
+    (lambda: socket.getaddrinfo("localhost", 9), "socket.getaddrinfo()", OUTSIDE),
+    (lambda: socket.gethostname(), "socket.gethostname()", OUTSIDE),
+    (lambda: os.times(), "os.times()", CLOCK),
+    (lambda: _thread.start_new_thread(print, ()), "_thread.start_new_thread()", THREAD),
 ]
 
 

@@ -282,13 +282,17 @@ def _explored(
 ) -> Report:
     for ready in [crew.submit(member, prepare, wanted) for member in crew.everybody]:
         ready.result()  # whoever has begun, and loaded the script
-    begun = time.perf_counter()
-    outcomes = _played(crew, wanted, seeds, told)
-    report = _report(wanted, outcomes, time.perf_counter() - begun)
+    report, outcomes = _reported(crew, wanted, seeds, told)
     if report.kind == "hang":  # it would do the same to whoever plays it again
         return report
-    leak = _compared(crew, wanted, outcomes, COMPARING * report.schedules_per_second / len(crew))
-    leak = leak or _unrepeated(wanted, outcomes[-1])
+    able = COMPARING * report.schedules_per_second / len(crew)
+    leak = _compared(crew, wanted, outcomes, able)
+    strange = None if leak else _unrepeated(wanted, outcomes[-1])
+    if (leak or strange) and _compared(crew, wanted, [], able, apart=True) is None:
+        # One after another they are the same: what the processes share, such as a file, is what they disturbed.
+        report, outcomes = _reported(crew, wanted, seeds, told, alone=True)
+        leak = _unrepeated(wanted, outcomes[-1])
+    leak = leak or (strange if report.passed else None)
     if leak is not None:
         seed, text = leak
         return msgspec.structs.replace(report, passed=False, failed_seed=seed, kind="nondeterminism", error=text)
@@ -299,7 +303,15 @@ def _explored(
     return report
 
 
-def _played(crew: Crew, wanted: Wanted, seeds: int, told: Callable[[int], object]) -> list[Outcome]:
+def _reported(
+    crew: Crew, wanted: Wanted, seeds: int, told: Callable[[int], object], *, alone: bool = False
+) -> tuple[Report, list[Outcome]]:
+    begun = time.perf_counter()
+    outcomes = _played(crew, wanted, seeds, told, 1 if alone else len(crew))
+    return _report(wanted, outcomes, time.perf_counter() - begun), outcomes
+
+
+def _played(crew: Crew, wanted: Wanted, seeds: int, told: Callable[[int], object], members: int) -> list[Outcome]:
     """What came of the seeds, in their order, up to the first that failed."""
     at_work: dict[Future[list[Outcome]], tuple[int, int, float]] = {}
     found: dict[int, list[Outcome]] = {}
@@ -312,7 +324,7 @@ def _played(crew: Crew, wanted: Wanted, seeds: int, told: Callable[[int], object
             at_work[crew.submit(member, play_seeds, wanted, chunk)] = member, len(chunk), time.perf_counter()
             start = chunk.stop
 
-    for member in range(len(crew)):
+    for member in range(members):
         give(member, 1)
     while at_work:
         done, _ = wait(at_work, return_when=FIRST_COMPLETED)
@@ -329,12 +341,27 @@ def _played(crew: Crew, wanted: Wanted, seeds: int, told: Callable[[int], object
     return [each for first in sorted(found) for each in found[first] if each.seed < end]
 
 
-def _compared(crew: Crew, wanted: Wanted, outcomes: list[Outcome], able: float) -> tuple[int, str] | None:
-    """A seed that is another run in another process, and where it begins to be; ``None`` if there is none."""
-    count = min(COMPARED, len(outcomes), max(LEAST_COMPARED, int(able)))
+def _compared(
+    crew: Crew, wanted: Wanted, outcomes: list[Outcome], able: float, *, apart: bool = False
+) -> tuple[int, str] | None:
+    """A seed that is another run in another process, and where it begins to be; ``None`` if there is none.
+
+    Args:
+        crew: who plays them.
+        wanted: what.
+        outcomes: what came of the seeds before; may be empty.
+        able: how many seeds they can play in the time that there is.
+        apart: whether they play one after another.
+    """
+    count = min(COMPARED, len(outcomes) or COMPARED, max(LEAST_COMPARED, int(able)))
     members = crew.everybody
-    again = [crew.submit(member, play_seeds, wanted, range(count)) for member in members]
+    again = []
+    for member in members:
+        again.append(crew.submit(member, play_seeds, wanted, range(count)))
+        if apart:
+            wait(again)
     for of_member in again:
+        outcomes = outcomes or of_member.result()
         for one, other in zip(outcomes, of_member.result(), strict=False):
             if one.digest != other.digest:
                 accounts = [crew.submit(member, account_of, wanted, one.seed).result() for member in members]

@@ -59,7 +59,7 @@ def load(path: Path) -> Script:
         # Standard output is for what the command has to say: its first line, or its JSON.
         with contextlib.redirect_stdout(sys.stderr):
             spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{path} cannot be loaded: {_place(error, path)}{describe(error)}") from error
     swarm = getattr(module, "swarm", None)
     if not isinstance(swarm, Swarm):
@@ -101,7 +101,7 @@ def _name_of(path: Path, package: str) -> str:
     return name
 
 
-def _place(error: Exception, path: Path) -> str:
+def _place(error: BaseException, path: Path) -> str:
     """Where in the file it happened, or in what of the user's it imports."""
     if isinstance(error, SyntaxError):
         return ""  # its own text says where

@@ -16,6 +16,7 @@ keeps to itself: ``msgspec.field(default_factory=time.time)`` of a class that wa
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import ctypes
@@ -163,6 +164,9 @@ FUNCTIONS: tuple[tuple[ModuleType, _Leak], ...] = (
     (random, _Leak("_urandom", DICE, _THROUGH_STDLIB, "randbytes")),  # what SystemRandom and secrets draw from
     (os, _Leak("urandom getrandom", DICE, _THROUGH_STDLIB, "randbytes")),
     (os, _Leak("getpid getppid", "use self.name, which is the same in each run")),
+    (os, _Leak("times getloadavg", CLOCK)),
+    (socket, _Leak("gethostname getfqdn gethostbyname gethostbyaddr getaddrinfo getnameinfo", OUTSIDE)),
+    (_thread, _Leak("start_new_thread", THREAD)),
     (os, _Leak("fork forkpty system posix_spawn posix_spawnp", OUTSIDE, _THROUGH_ALL)),
     (uuid, _Leak("uuid1 uuid4 uuid6 uuid7", "use uuid.UUID(int=self.random.getrandbits(128), version=4)")),
 )
