@@ -110,7 +110,7 @@ def _place(error: BaseException, path: Path) -> str:
     if not lines:
         return ""
     code, line = lines[-1]
-    return f"line {line}: " if Path(code.co_filename) == path else f"{places.place(code, line)}: "
+    return f"line {line}: " if Path(code.co_filename).resolve() == path.resolve() else f"{places.place(code, line)}: "
 
 
 def choose(script: Script, names: Sequence[str], mode: Mode | None = None) -> tuple[ScenarioFunction, ...]:
