@@ -69,26 +69,32 @@ def each_step(
     """
     step: Callable[[Any], Any] = work.send
     sent: Any = None
+    early: BaseException | None = None
+    begun = False
     try:
         while True:
             while not steps.reading and (wanted := before()) is not None:
                 try:
                     yield from wanted
                 except asyncio.CancelledError as cancelled:
-                    sent, step = cancelled, work.throw
-            steps.here = True
+                    early = cancelled
+            if begun and early is not None:  # it begins in any case, and is cancelled where it waits
+                sent, step, early = early, work.throw, None
+            begun = steps.here = True
             try:
                 awaited = step(sent)
             finally:
                 steps.here = False
+            if early is not None:
+                continue
             try:
                 sent = yield awaited
                 step = work.send
-            except Exception as error:  # noqa: BLE001 - the handler's, whatever it is
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the handler's, whatever it is
                 sent, step = error, work.throw
-            except asyncio.CancelledError as cancelled:
-                sent, step = cancelled, work.throw
     except StopIteration as end:
+        if early is not None and (task := asyncio.current_task()) is not None:
+            task.cancel()  # whoever waits next is told
         return end.value
     finally:
         work.close()  # if it never began, or nobody waits for it any more

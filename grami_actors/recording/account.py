@@ -29,7 +29,17 @@ _RANDOM = re.compile(r"0x[0-9a-f]{6,}|(?<=has it as )[0-9a-f]{12}|\b[0-9a-f]{32}
 """Addresses, references of errors, and the ids that a system gives: of traces, contracts and sagas."""
 
 _FLEETING = frozenset(
-    {"seq", "duration_ms", "trace_id", "traceparent", "tracestate", "epoch", "reconnect_jitter_ms", "retry_after_ms"}
+    {
+        "seq",
+        "offset",
+        "duration_ms",
+        "trace_id",
+        "traceparent",
+        "tracestate",
+        "epoch",
+        "reconnect_jitter_ms",
+        "retry_after_ms",
+    }
 )
 """Fields of frames that are another in each run."""
 _STOPPED = frozenset({"AGENT_UNAVAILABLE", "SHUTTING_DOWN", "CANCELLED"})
@@ -40,9 +50,29 @@ _VAGUE = frozenset({"AGENT_CRASHED", "DEADLINE_EXCEEDED"})
 GONE = "the client disconnected"
 """What ends the requests of a client that goes."""
 
+_REFUSED = frozenset(
+    {
+        "INVALID_JSON",
+        "INVALID_MESSAGE",
+        "UNKNOWN_TYPE",
+        "VALIDATION_FAILED",
+        "MESSAGE_TOO_LARGE",
+        "UNSUPPORTED_ENCODING",
+        "UNSUPPORTED_VERSION",
+        "UNSUPPORTED_FEATURE",
+        "DUPLICATE_ID",
+        "UNAUTHENTICATED",
+        "INVALID_TOKEN",
+        "TOKEN_EXPIRED",
+        "TOO_MANY_INFLIGHT",
+        "RATE_LIMITED",
+    }
+)
+"""What the server itself finds wrong with a frame."""
+
 STREAMED = frozenset({"response.chunk", "response.progress"})
-_CONTROL = re.compile(r"(hello|auth|describe|ping|subscribe|unsubscribe|publish|admin\..*)")
-"""Requests that the server answers itself: with limits, offsets and statistics of its own."""
+_CONTROL = re.compile(r"hello|auth|describe|ping|subscribe|unsubscribe|publish|admin\..*|job\..*")
+"""Requests that the server answers itself: with limits, offsets and statistics of its own, and of jobs."""
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -112,7 +142,7 @@ class Account:
         orphans: handlings that were at work at the end, by their actor: the names of their spans.
         lost: messages that became dead letters.
         frames: all that passed, in order.
-        gone: the ends of connections that a recording was cut before, known by what they ended.
+        gone: when clients went that had asked for something: their connections.
         kills: when idle actors were killed from outside.
         end: when the run ended, or began to be ended; what came later is not compared.
         cut: whether the recording has no end of its own.
@@ -123,12 +153,10 @@ class Account:
         self.cut = cut
         self.end = _end_of(kept)
         self.frames = [each for each in kept if isinstance(each, Framed)]
-        closed = {each.connection for each in self.frames if each.way == "close"}
-        self.gone = [
-            Framed(at=each.at, connection=each.sender, way="close", frame={"code": 1006})
-            for each in kept
-            if isinstance(each, Told) and each.error == GONE and each.sender not in closed and cut
-        ]
+        self.gone: dict[str, float] = {}
+        for each in kept:
+            if isinstance(each, Told) and each.error == GONE:
+                self.gone.setdefault(each.sender, each.at)
         self.lost: Counter[bytes] = Counter(
             encoded([each.sender, each.to, content(each)]) for each in kept if isinstance(each, Lost)
         )
@@ -231,37 +259,62 @@ class Frames:
         self._cut = account.cut
         self._end = account.end
         self._broken = {each.sender for each in account.told if each.outcome != "ok"}
-        begun: set[str] = set()
+        self._last: dict[str, float] = {}  # when clients that went were told something for the last time
+        self._since: defaultdict[str, float] = defaultdict(float)  # when clients heard that they had subscribed
+        self._said: dict[tuple[str, str], Any] = {}
+        self._own: set[tuple[str, str]] = set()  # what the server answers by itself
+        heard: defaultdict[str, float] = defaultdict(float)
         for each in account.frames:
             frame = each.frame if isinstance(each.frame, dict) else {}
-            if each.way == "auth":
-                begun.add(each.connection)
-            elif each.way == "in":
-                self._types[each.connection, name_of(frame)] = str(frame.get("type", ""))
+            key = each.connection, name_of(frame)
+            if each.way == "in":
+                self._asked(key, frame)
+            elif each.way == "close":
+                self._last[each.connection] = heard[each.connection]
             elif each.way == "out" and each.at <= account.end:
-                key = each.connection, name_of(frame)
+                heard[each.connection] = each.at
+                if self._types.get(key) == "subscribe":
+                    self._since[each.connection] = each.at
+                if self._is_own(key, frame):
+                    continue
                 if frame.get("type") in STREAMED:
                     self._streamed[key][encoded(self.compared(key, frame))] += 1
                 else:
                     self._left[key].append(each)
 
+    def _asked(self, key: tuple[str, str], frame: dict[str, Any]) -> None:
+        self._types[key] = kind = str(frame.get("type", ""))
+        if _CONTROL.fullmatch(kind) or frame.get("background"):
+            self._own.add(key)
+
     def came(self, connection: str, frame: Any, at: float) -> Difference | None:
         """A client is told something; the difference to what it was told, if there is one."""
         key = connection, name_of(frame)
         now = self.compared(key, frame)
+        if self._is_own(key, frame):
+            self._said[key] = now  # it may be told instead of an answer
+            return None
         if frame.get("type") in STREAMED:
             return self._streams(key, now, at)
         left = self._left[key]
         where = f"{connection} is told"
-        if not left and (self._cut or (at >= self._end and frame.get("error_code") in _STOPPED)):
-            return None  # what a server ends that stops is in no recording
-        if not left:
-            return Difference(at, f"{where}, of the request {key[1]}", None, now)
-        recorded = self.compared(key, left[0].frame)
+        # What a server ends that stops is in no recording; who has gone could no longer be told, who comes not yet.
+        early = frame.get("type") == "event" and at <= self._since[connection]
+        stopped = self._cut or early or (at >= self._end and frame.get("error_code") in _STOPPED)
+        if not left and (stopped or at > self._last.get(connection, self._end)):
+            return None
+        recorded = self.compared(key, left[0].frame) if left else None
         if recorded != now:
             return Difference(at, f"{where}, of the request {key[1]}", recorded, now)
         left.popleft()
         return None
+
+    def _is_own(self, key: tuple[str, str], frame: dict[str, Any]) -> bool:
+        """Whether the server says it by itself; what it refuses is not all in a recording."""
+        if key in self._own or frame.get("type") in {"welcome", "goaway"} or frame.get("error_code") in _REFUSED:
+            return True
+        data = frame.get("data")
+        return isinstance(data, dict) and data.keys() == {"cancelled"}
 
     def _streams(self, key: tuple[str, str], now: Any, at: float) -> Difference | None:
         """Pieces of several agents come in an order that nobody recorded; what they are must be the same."""
@@ -280,7 +333,10 @@ class Frames:
         """What did not come."""
         return [
             Difference(
-                each.at, f"{key[0]} is told nothing more of the request {key[1]}", self.compared(key, each.frame)
+                each.at,
+                f"{key[0]} is told nothing more of the request {key[1]}",
+                self.compared(key, each.frame),
+                self._said.get(key),
             )
             for key, left in self._left.items()
             for each in left
@@ -290,11 +346,6 @@ class Frames:
         """A frame without what is another in each run."""
         if not isinstance(frame, dict):
             return frame
-        kind = self._types.get(key, "")
-        if frame.get("type") == "response" and frame.get("status") == "success" and _CONTROL.fullmatch(kind):
-            return {"type": "response", "status": "success"}
-        if frame.get("type") in {"welcome", "goaway"}:
-            return {"type": frame["type"]}
         left_out = _FLEETING | {"message"} if frame.get("error_code") in _VAGUE else _FLEETING
         return steady({name: value for name, value in frame.items() if name not in left_out})
 

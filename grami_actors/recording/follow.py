@@ -161,7 +161,9 @@ class Follower:
             if scope is not None:  # it was sent a little later, and ends as much later
                 latest = math.inf if scope.parent is None else scope.parent.deadline
                 scope.deadline = min(latest, scope.deadline + max(0.0, found.sent - self.now()))
-                if 0.0 <= BEGIN + found.taken - scope.deadline < HOP:  # a busy loop looks at its clock now and then
+                if (
+                    0.0 <= BEGIN + found.taken - scope.deadline < PATIENCE
+                ):  # a busy loop looks at its clock now and then
                     scope.deadline = BEGIN + found.taken + HAIR
         return part
 
@@ -210,6 +212,8 @@ class Follower:
         """The message that an actor is to take next, and the seconds until then; ``None`` if it has to wait for it."""
         due = self.account.due[cell.name]
         queue = tuple(cell.mailbox._queue)  # noqa: SLF001 - who takes from it need not know what else waits; this does
+        for envelope in queue:
+            self._let_go(envelope, queue)
         parts = [(each, self.part(cell, each)) for each in queue]
         for envelope, part in parts:
             scope = envelope.scope
@@ -224,6 +228,22 @@ class Follower:
             if due and (told is due[0] or self.account.cut):
                 return envelope, told.taken - self.now()
         return None, 0.0
+
+    def _let_go(self, envelope: Envelope, queue: Sequence[Envelope]) -> None:
+        """If a message was cancelled before anybody took it, what is recorded is another one of those that wait."""
+        part, scope = self._parts.get(envelope), envelope.scope
+        if part is None or part.told is None or part.taken or scope is None or scope.reason is None:
+            return
+        self._release(part)
+        for each in queue:
+            if each is not envelope and self._parts.get(each) is None:
+                self._parts.pop(each, None)
+                self._extra.pop(each, None)
+
+    def _release(self, part: Part) -> None:
+        self.account.sent[part.key].appendleft(part.told)  # type: ignore[arg-type] # whoever asks has seen that it is
+        self._parts[part.envelope] = None
+        self._promised.discard(id(part.told))
 
     def take(self, cell: Cell, envelope: Envelope) -> None:
         """An actor takes it."""
@@ -334,11 +354,9 @@ class Follower:
         if part is None or part.told is None:
             return due
         if part.taken:
-            late = 0.0 if part.told.outcome != "ok" else HAIR
-            return max(due, BEGIN + part.told.at + late)
+            return max(due, BEGIN + _ended(part.told))
         if part.told.taken >= due - BEGIN:  # it was never taken: what is recorded is another one, that is to come
-            self.account.sent[part.key].appendleft(part.told)
-            self._parts[part.envelope] = None
+            self._release(part)
             del self._asked[expiring]
             return due
         return BEGIN + part.told.at + HAIR
@@ -374,6 +392,13 @@ class Follower:
             elif part.taken and not part.ended and part.told.at <= self.account.end:
                 yield Difference(part.told.at, f"{part.told.to} does not answer", came_of(part.told), None)
         yield from self.frames.missing()
+
+
+def _ended(told: Told) -> float:
+    """When the time for an answer was over: not before it came, or when its handler went on for the last time."""
+    if told.outcome == "ok":
+        return told.at + HAIR
+    return told.taken + told.steps[-1] * 1e-9 - HAIR if len(told.steps) > 1 else told.at
 
 
 def _as_told(cell: Cell, envelope: Envelope, now: float) -> Told:

@@ -54,7 +54,9 @@ class Clients:
         self._gateway = gateway
         self._ends: dict[str, End] = {}
         self._known = {each.connection: each.frame for each in reversed(frames) if each.way == "auth"}
-        self._encodings = {each.connection: each.encoding for each in frames if each.way in {"in", "out"}}
+        # What could not be read may be of the wrong kind; an answer never is.
+        order = sorted(frames, key=lambda each: each.way == "out")
+        self._encodings = {each.connection: each.encoding for each in order if each.frame is not None}
         self._readers: list[asyncio.Task[None]] = []
 
     async def do(self, each: Framed) -> None:
@@ -99,9 +101,7 @@ async def _close(end: End, said: Any) -> None:
 
 
 async def _send(end: End, frame: Any, encoding: Encoding) -> None:
-    if not isinstance(frame, dict):
-        await end.send(encoding.encode([]), text=encoding.text)  # no object either
-    elif frame.get("type") != "auth":  # who it is was known when it came
+    if isinstance(frame, dict) and frame.get("type") != "auth":  # who it is was known when it came; or it was no object
         shown = {name: value for name, value in frame.items() if value != HIDDEN}
         await end.send(encoding.encode(shown), text=encoding.text)
 
@@ -220,7 +220,12 @@ class _Run:
     # --- what comes from outside ---
 
     async def _play(self, clients: Clients) -> None:
-        for each in sorted([*self._account.frames, *self._account.gone], key=self._when):
+        frames, gone = self._account.frames, dict(self._account.gone)
+        for each in frames:
+            if each.way == "close":
+                gone.pop(each.connection, None)
+        cut = [Framed(at=at, connection=name, way="close", frame={"code": 1006}) for name, at in gone.items()]
+        for each in sorted([*frames, *cut], key=self._when):
             if (seconds := BEGIN + self._when(each) - self._loop.time()) > 0:
                 await asyncio.sleep(seconds)
             if each.way == "close":
@@ -229,19 +234,8 @@ class _Run:
                 await clients.do(each)
 
     def _when(self, each: Framed) -> float:
-        """When it was done: what a client that went away had asked for was cancelled before its end was told."""
-        if each.way != "close":
-            return each.at
-        said = max(
-            (other.at for other in self._account.frames if other.connection == each.connection and other.way == "in"),
-            default=0.0,
-        )
-        gone = [
-            told.at
-            for told in self._account.told
-            if told.sender == each.connection and told.outcome == "CANCELLED" and said < told.at < each.at
-        ]
-        return min([each.at, *gone])
+        """When it was done: what a client that went had asked for was cancelled before its end was told, or after."""
+        return self._account.gone.get(each.connection, each.at) if each.way == "close" else each.at
 
     def _plan_outside(self, system: System, swarm: Swarm) -> None:
         """What the program itself told and killed, beside its actors and clients."""
