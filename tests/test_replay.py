@@ -6,16 +6,20 @@ import asyncio
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from grami_actors.config import Config
 from grami_actors.history import Injected, Ran, Remark, Told
+from grami_actors.manager import GrowthManager
 from grami_actors.recording.account import Account, Difference
 from grami_actors.recording.against import Against, against
+from grami_actors.recording.recorder import recording
 from grami_actors.recording.replay import Replayed, replay
-from grami_actors.recording.tape import Tape
+from grami_actors.recording.tape import Tape, header
 from grami_actors.scenario.script import load, run
+from tests.conftest import heard, raw
 from tests.test_cli import grami
 from tests.test_report import data_of
 
@@ -433,6 +437,84 @@ async def one(play: Play):
     said = [await each for each in asked]
     play.check("answered", said == ["WHY", "its own", "HOW", "FAILS", "TWICE", "SO"], str(said))
 """
+
+
+ODD_FRAMES: list[Any] = [
+    "{",
+    "[]",
+    '"token"',
+    b"\x00\xff",
+    '{"type": 5, "id": 1}',
+    '{"type": "helo", "id": 2, "meta": 5}',
+    '{"type": "helo", "stream": true}',
+    '{"type": "question", "id": 3, "text": 1e400}',
+    '{"type": "question", "id": 4, "text": 5}',
+    '{"type": "question", "text": "aside"}',
+    '{"type": "question", "id": 5, "to": "nobody", "text": "lost"}',
+    '{"type": "hello", "protocol": 99, "id": 6}',
+    '{"type": "describe", "id": 7}',
+    '{"type": "subscribe", "id": 8, "topic": "a.b"}',
+    '{"type": "publish", "id": 9, "topic": "a.b", "data": {"text": "\u0000"}}',
+    '{"type": "job.list", "id": 10}',
+    '{"type": "cancel", "request_id": 77, "id": 11}',
+    '{"type": "question", "id": 12, "to": "expert", "text": "why"}',
+    '{"type": "question", "id": 12, "to": "expert", "text": "again"}',
+]
+
+
+async def test_what_clients_send_wrong_is_no_difference(tmp_path: Path) -> None:
+    path, file = tmp_path / "odd.jsonl", swarm_file(tmp_path, HANDED)
+    manager = GrowthManager(load(file).swarm, Config(port=0), publish=False)
+    with recording(manager, path, header(file)):
+        async with asyncio.timeout(20), manager, raw(manager) as socket:
+            for frame in ODD_FRAMES:
+                await socket.send(frame)
+            await socket.send('{"type": "question", "id": 99, "to": "expert", "text": "last"}')
+            while (await heard(socket)).get("data") != "LAST":
+                pass
+    ended = await asyncio.to_thread(replayed, Tape(path))
+    assert ended.same, shown(ended)
+    assert ended.messages == 5
+
+
+QUEUED = """
+import asyncio
+
+from grami_actors import Agent, Message, Swarm, handles
+from grami_actors.scenario import Play, scenario
+
+
+class Nap(Message):
+    seconds: float
+
+
+class Sleeper(Agent):
+    @handles(Nap)
+    async def sleep(self, nap: Nap) -> str:
+        await asyncio.sleep(nap.seconds)
+        return "rested"
+
+
+swarm = Swarm([Sleeper])
+
+
+@scenario
+async def one(play: Play):
+    a, b = await play.client("a"), await play.client("b")
+    first = a.start(Nap(0.05))
+    await asyncio.sleep(0.01)
+    cancelled = b.start(Nap(0.01))
+    await asyncio.sleep(0.01)
+    await cancelled.cancel()
+    play.check("the next", await b.request(Nap(0.01)) == "rested")
+    await first
+"""
+
+
+def test_a_message_that_was_cancelled_while_it_waited_is_not_taken_for_the_next(tmp_path: Path) -> None:
+    ended = replayed(record(swarm_file(tmp_path, QUEUED), tmp_path / "queued.jsonl"))
+    assert ended.same, shown(ended)
+    assert ended.messages == 2
 
 
 def test_a_request_that_was_handed_over_is_replayed_as_it_was(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import msgspec
 
 from grami_actors.cell import CONNECTION
 from grami_actors.history import AnyEntry, Framed, Life, Lost, Ran, Told, Wrote, plain
+from grami_actors.job_requests import JOBS
 from grami_actors.recording.request import encoded
 
 TIE = 1e-7
@@ -160,7 +161,7 @@ class Account:
         self.lost: Counter[bytes] = Counter(
             encoded([each.sender, each.to, content(each)]) for each in kept if isinstance(each, Lost)
         )
-        every = [each for each in kept if isinstance(each, Told)]
+        every = [_apart(each) for each in kept if isinstance(each, Told) and not _is_of_jobs(each.to)]
         self._spans = {each.span for each in every} - {""}
         self.told = sorted((each for each in every if each.taken <= self.end), key=lambda each: each.taken)
         self.sent: defaultdict[tuple[str, str, str], deque[Told]] = defaultdict(deque)
@@ -223,6 +224,15 @@ class Account:
                 del queue[place]
                 return each
         return None if self.cut else first
+
+
+def _apart(told: Told) -> Told:
+    """What a job sent came from outside: jobs are not replayed."""
+    return msgspec.structs.replace(told, sender="", cause="") if _is_of_jobs(told.sender) else told
+
+
+def _is_of_jobs(actor: str) -> bool:
+    return actor.partition("/")[0] == JOBS
 
 
 def _end_of(entries: list[AnyEntry]) -> float:
