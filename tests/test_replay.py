@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -680,7 +682,37 @@ def test_in_a_recording_what_a_tool_answered_stands_before_who_was_told(tape: Ta
     assert all(ran[at] < place for place, at in told)
 
 
+def edited(tape: Tape, name: str, edit: Callable[[list[bytes]], list[bytes]]) -> Path:
+    """A recording whose lines a hand has changed."""
+    path = tape.path.parent / f"{name}.jsonl"
+    path.write_bytes(b"".join(edit(tape.path.read_bytes().splitlines(keepends=True))))
+    return path
+
+
+def test_lines_that_were_moved_are_played_when_they_happened(tape: Tape) -> None:
+    moved = edited(tape, "moved", lambda lines: [lines[0], *reversed(lines[1:-1]), lines[-1]])
+    again = replay(Tape(moved), load(Path(tape.header.file)).swarm)
+    assert again.same, shown(again)
+    assert again.messages == len(Account(list(tape)).told)
+
+
+def test_handlers_that_are_held_up_end_with_the_replay(tape: Tape) -> None:
+    def later(lines: list[bytes]) -> list[bytes]:
+        return [re.sub(rb'"steps":\[', b'"steps":[9000000000000,', each) for each in lines]
+
+    path = edited(tape, "later", later)
+    code, out, err = grami("replay", path, "--json", cwd=path.parent)
+    assert (code, err) == (1, "")
+    assert not json.loads(out)["same"]
+
+
 # --- against ---
+
+
+def test_frames_of_a_client_that_never_came_are_not_waited_for(tape: Tape) -> None:
+    path = edited(tape, "closed", lambda lines: [each for each in lines[:-1] if b'"way":"open"' not in each])
+    result = asyncio.run(asyncio.wait_for(against(Tape(path), load(Path(tape.header.file)).swarm), 20))
+    assert {each.verdict for each in result.requests} == {"missing"}
 
 
 def compared(tape: Tape, before: str = "", after: str = "") -> Against:

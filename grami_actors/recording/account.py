@@ -150,7 +150,9 @@ class Account:
     """
 
     def __init__(self, entries: Iterable[AnyEntry], *, cut: bool = False) -> None:
-        kept = list(entries)
+        kept = sorted(
+            entries, key=lambda each: each.at
+        )  # a thread may be late to tell, and a hand may have moved a line
         self.cut = cut
         self.end = _end_of(kept)
         self.frames = [each for each in kept if isinstance(each, Framed)]

@@ -126,7 +126,10 @@ class _Traffic:
 
     async def play(self, clients: Clients) -> None:
         answered: defaultdict[tuple[str, str], int] = defaultdict(int)
+        opened = {each.connection for each in self._frames if each.way == "open"}
         for each in self._frames:
+            if each.connection not in opened:
+                continue
             if each.way == "out" and _is_answer(each.frame):
                 key = each.connection, name_of(each.frame)
                 answered[key] += 1

@@ -313,7 +313,7 @@ class Follower:
         try:
             if told is not None and inspect.iscoroutine(result):
                 part.envelope.steps = Steps()
-                result = each_step(result, part.envelope.steps, Pace(self._loop, told))
+                result = each_step(result, part.envelope.steps, Pace(self._loop, told, self.over))
             value = await result if inspect.isawaitable(result) else result
         except asyncio.CancelledError:
             raise
