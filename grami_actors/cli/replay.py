@@ -15,7 +15,7 @@ from grami_actors.cli.app import AsJson, app, go, kept_clear, out, print_json, p
 from grami_actors.cli.config import ConfigFile
 from grami_actors.config import Config, load
 from grami_actors.errors import ConfigError
-from grami_actors.history import Framed, Life, Lost, Ran, Told, Wrote
+from grami_actors.history import AnyEntry, Framed, Life, Lost, Ran, Told, Wrote
 from grami_actors.recording import report as page
 from grami_actors.recording.against import Against, against
 from grami_actors.recording.replay import Replayed
@@ -158,26 +158,38 @@ class Summary(msgspec.Struct, frozen=True):
 
 
 def summary_of(tape: Tape) -> Summary:
-    """Count what is in a recording."""
-    entries = list(tape)
-    kinds = Counter(type(entry) for entry in entries)
-    told = [entry for entry in entries if isinstance(entry, Told)]
-    slowest = sorted(told, key=lambda each: each.taken - each.at)[:SLOWEST]
+    """Count what is in a recording, of which nothing is kept meanwhile."""
+    kinds: Counter[type[AnyEntry]] = Counter()
+    errors: Counter[str] = Counter()
+    actors: set[str] = set()
+    slowest: list[tuple[str, str, float]] = []
+    seconds, requests, restarts = 0.0, 0, 0
+    for entry in tape:
+        kinds[type(entry)] += 1
+        seconds = max(seconds, entry.at)
+        requests += isinstance(entry, Framed) and entry.way == "in"
+        restarts += isinstance(entry, Life) and entry.stage == "restarted"
+        if isinstance(entry, Told):
+            actors.add(entry.to)
+            errors[entry.outcome] += entry.outcome != "ok"
+            took = entry.to, entry.type, round(entry.at - entry.taken, 6)
+            if len(slowest) < SLOWEST or took[2] > slowest[-1][2]:
+                slowest = sorted([*slowest, took], key=lambda each: -each[2])[:SLOWEST]
     return Summary(
         file=tape.header.file,
         mode=tape.header.mode,
         begun=tape.header.begun.isoformat(),
-        seconds=round(entries[-1].at, 6) if entries else 0.0,
+        seconds=round(seconds, 6),
         whole=tape.end is not None and not tape.end.text,
-        actors=len({each.to for each in told}),
-        messages=len(told),
-        requests=sum(isinstance(each, Framed) and each.way == "in" for each in entries),
+        actors=len(actors),
+        messages=kinds[Told],
+        requests=requests,
         model_calls=kinds[Wrote],
         tool_calls=kinds[Ran],
         dead_letters=kinds[Lost],
-        restarts=sum(isinstance(each, Life) and each.stage == "restarted" for each in entries),
-        errors=dict(Counter(each.outcome for each in told if each.outcome != "ok").most_common()),
-        slowest=tuple((each.to, each.type, round(each.at - each.taken, 6)) for each in slowest),
+        restarts=restarts,
+        errors={code: count for code, count in errors.most_common() if count},
+        slowest=tuple(slowest),
     )
 
 
