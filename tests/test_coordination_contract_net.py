@@ -113,6 +113,21 @@ async def test_who_refuses_fails_is_missing_or_does_not_want_the_task_is_left_ou
         assert await system.ask("doer", tender(["ann", "bob", "eve", "nobody", "joe"])) == "task by joe"
 
 
+async def test_a_bidder_that_asks_the_announcer_back_is_told_of_the_circle_while_others_think() -> None:
+    class Curious(Bidder):
+        async def bid(self, call: Announce) -> Any:
+            try:
+                await self.ask("doer", None)
+            finally:
+                shop.gate.opened.set()  # only now the one that is named before has its bid
+
+    async with running() as system:
+        shop = Shop(ann="bids late")
+        await staff(system, shop, ann=1)
+        await system.spawn(Curious, name="curious")
+        assert await system.ask("doer", tender(["ann", "curious"], bid_within=20.0)) == "task by ann"
+
+
 async def test_a_late_bid_counts_for_nothing_and_its_bidder_is_told() -> None:
     async with running() as system:
         shop = Shop(ann="bids late")

@@ -23,6 +23,8 @@ import msgspec
 
 from grami_actors.actor import Actor
 from grami_actors.agent import Agent, handles
+from grami_actors.coordination.asks import Outcome
+from grami_actors.coordination.flow import parallel
 from grami_actors.errors import AgentExecutionFailed, AgentUnavailable, GramiError
 from grami_actors.future import Future
 from grami_actors.messages import Message
@@ -163,13 +165,15 @@ async def contract(
     number = by._cell.runtime.new_trace_id()
     may_have_bid = dict.fromkeys(names)
     try:
-        bids, answers = await _gather(by, Announce(number, task), names, bid_within)
-        for name, answer in answers.items():
-            if answer == _NO_BID:
-                del may_have_bid[name]
+        call = Announce(number, task)
+        outcomes = await parallel(by, [(name, call) for name in names], timeout=bid_within)
+        for each in outcomes:
+            if each.ok and each.value is None:
+                del may_have_bid[each.name]
+        bids = [Bid(each.name, each.value) for each in outcomes if each.ok and each.value is not None]
         chosen = [bid.bidder for bid in choose(bids)]
         if not chosen:
-            said = "; ".join(f"{name}: {answer}" for name, answer in answers.items())
+            said = "; ".join(f"{each.name}: {_answered(each)}" for each in outcomes)
             raise AgentUnavailable(f"nobody takes the task {type(task).__name__} ({said or 'nobody was asked'})")
         failures: dict[str, GramiError] = {}
         for attempt, name in enumerate(chosen, 1):
@@ -188,27 +192,10 @@ async def contract(
                 by.tell(name, Refuse(number), detached=True)
 
 
-_NO_BID = "does not bid"
-
-
-async def _gather(by: Actor, call: Announce, names: Sequence[str], seconds: float) -> tuple[list[Bid], dict[str, str]]:
-    """The bids that came in time, and what everybody answered, in words."""
-    asked = [(name, by.ask(name, call, timeout=seconds)) for name in names]
-    bids, answers = [], {}
-    try:
-        for name, future in asked:
-            try:
-                offer = await future
-            except GramiError as error:
-                answers[name] = _said(error)
-            else:
-                answers[name] = _NO_BID if offer is None else f"bids {offer!r:.100}"
-                if offer is not None:
-                    bids.append(Bid(name, offer))
-    finally:
-        for _, future in asked:  # if this one was interrupted, nobody wants the other bids
-            future.cancel()
-    return bids, answers
+def _answered(outcome: Outcome) -> str:
+    if outcome.error is not None:
+        return _said(outcome.error)
+    return "does not bid" if outcome.value is None else f"bids {outcome.value!r:.100}"
 
 
 def _subscribers(by: Actor, topic: str) -> tuple[str, ...]:
