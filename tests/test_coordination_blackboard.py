@@ -285,7 +285,7 @@ async def test_a_board_takes_only_so_many_keys(monkeypatch: pytest.MonkeyPatch) 
         await board(system)
         await system.ask("board", WriteEntry("a", 1))
         await system.ask("board", WriteEntry("a", 2))
-        with pytest.raises(LimitReached):
+        with pytest.raises(LimitReached, match="there are 1 keys, as many as a board may have: delete one"):
             await system.ask("board", WriteEntry("b", 1))
 
 

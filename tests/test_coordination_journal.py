@@ -226,12 +226,12 @@ def test_the_oldest_that_can_be_spared_makes_room_or_there_is_none() -> None:
     journal = Journal()
     for number in range(4):
         journal.put(str(number), number)
-    journal.make_room(5, int, lambda _: True)
+    journal.make_room(5, "numbers", int, lambda _: True)
     assert len(journal.keys()) == 4
-    journal.make_room(4, int, lambda value: value > 1)
+    journal.make_room(4, "numbers", int, lambda value: value > 1)
     assert journal.keys() == ("0", "1", "3")
-    with pytest.raises(LimitReached):
-        journal.make_room(3, int, lambda _: False)
+    with pytest.raises(LimitReached, match="there are 3 numbers: count less"):
+        journal.make_room(3, "numbers: count less")
 
 
 async def test_two_actors_cannot_have_one_journal_but_one_after_the_other_can() -> None:

@@ -311,7 +311,7 @@ async def test_only_so_many_questions_are_known_and_answered_ones_make_room(monk
         questions = [Question(str(number), "?") for number in range(4)]
         asked = [asking(system, f"doer-{number}", questions[number]) for number in (1, 2)]
         await until_waiting(system, 2)
-        with pytest.raises(LimitReached):
+        with pytest.raises(LimitReached, match="2 requests wait for people"):
             await asking(system, question=questions[3])
         await system.ask("people", AnswerQuestion("1", "!"))
         assert (await asked[0]).answer == "!"
@@ -320,6 +320,16 @@ async def test_only_so_many_questions_are_known_and_answered_ones_make_room(monk
         for key in ("2", "3"):
             await system.ask("people", AnswerQuestion(key, "!"))
         await asyncio.gather(asked[1], third)
+
+
+async def test_questions_that_nobody_waits_for_are_counted_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(people_module, "MOST_QUESTIONS", 1)
+    async with running() as system:
+        await house(system)
+        with pytest.raises(DeadlineExceeded):
+            await asking(system, keep=True, timeout=0.02)
+        with pytest.raises(LimitReached, match="1 open questions, as many as there may be: answer or withdraw one"):
+            await asking(system, question=Question("other", "?"))
 
 
 async def test_a_question_with_a_context_that_cannot_be_kept_is_refused() -> None:

@@ -384,7 +384,7 @@ async def test_only_so_many_sagas_are_known_and_those_that_are_over_make_room(mo
         for key in ("1", "2"):
             with pytest.raises(SagaFailed):
                 await trip(system, "a", "b", key=key)
-        with pytest.raises(LimitReached):
+        with pytest.raises(LimitReached, match=r"2 sagas that are not over.*saga\.undo"):
             await trip(system, "c", key="3")
         world.behaviour.clear()
         await system.ask("sagas", UndoSaga("1"))

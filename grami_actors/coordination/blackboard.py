@@ -147,7 +147,7 @@ class Blackboard(Agent):
         done = write.expected in {None, version}
         if done:
             if not version:
-                self._journal.make_room(MOST_KEYS, Any, lambda _: False)
+                self._journal.make_room(MOST_KEYS, "keys, as many as a board may have: delete one")
             self._tell(write.key, self._journal.put(write.key, write.value))
         return await self._written(write.key, done=done)
 

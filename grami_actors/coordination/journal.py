@@ -166,20 +166,20 @@ class Journal:
         """Forget a key; returns the number of this change. Raises as :meth:`put` does."""
         return self._change(key)
 
-    def make_room(self, most: int, kind: Any, dispensable: Callable[[Any], bool]) -> None:
+    def make_room(self, most: int, full: str, kind: Any = Any, spare: Callable[[Any], bool] = lambda _: False) -> None:
         """Forget the oldest value, read as a ``kind``, that can be spared, if there are as many as there may be.
 
         Raises:
-            LimitReached: RESOURCE_EXHAUSTED: there is none.
+            LimitReached: RESOURCE_EXHAUSTED: there is none; ``full`` says what there are, and what to do.
         """
         self.open()
         if len(self._entries) < most:
             return
         for key in self.keys():
-            if dispensable(self.get(key, kind)):
+            if spare(self.get(key, kind)):
                 self.remove(key)
                 return
-        raise LimitReached(f"there are {most} of them already", code=ErrorCode.RESOURCE_EXHAUSTED)
+        raise LimitReached(f"there are {most} {full}", code=ErrorCode.RESOURCE_EXHAUSTED)
 
     async def kept(self) -> None:
         """Wait until all changes so far are on the disk; does not wait where they are, or where there is none.

@@ -139,7 +139,8 @@ class People(Agent):
             raise LimitReached(f"{self._waiters} requests wait for people", code=ErrorCode.TOO_MANY_INFLIGHT)
         record: _Record | None = self._journal.get(question.key, _Record)
         if record is None:
-            self._journal.make_room(MOST_QUESTIONS, _Record, lambda known: known.answer is not None)
+            full = "open questions, as many as there may be: answer or withdraw one"
+            self._journal.make_room(MOST_QUESTIONS, full, _Record, lambda known: known.answer is not None)
             record = _Record(question, asked.keep)
             self._journal.put(question.key, record)
             self._tell("asked", record)

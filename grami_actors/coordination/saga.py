@@ -192,7 +192,8 @@ class Sagas(Agent):
             steps = _write_down(run.steps)
             record = self._record(run.key)
             if record is None:
-                self._journal.make_room(MOST_SAGAS, _Record, lambda known: known.over)
+                full = "sagas that are not over, as many as there may be: those that are stuck want a saga.undo"
+                self._journal.make_room(MOST_SAGAS, full, _Record, lambda known: known.over)
                 return await self._run(run, _Record(steps))
             if record.steps != steps:
                 raise ProtocolError(
