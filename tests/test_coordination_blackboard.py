@@ -52,11 +52,12 @@ async def board(system: ActorSystem, journal: Journal | None = None, kind: Any =
     await system.spawn(kind, journal or Journal(), name="board")
 
 
-async def test_the_history_says_which_write_the_news_came_of() -> None:
+@pytest.mark.parametrize("name", [None, "board.jsonl"])
+async def test_the_history_says_which_write_the_news_came_of(name: str | None, tmp_path: Path) -> None:
     async with running() as system:
         history = History(system.bus, system.now)
         heard: list[EntryChanged] = []
-        await board(system)
+        await board(system, Journal(name and tmp_path / name))
         await system.spawn(Watcher, heard, "board.>", name="watcher")
         await system.ask("board", WriteEntry("a", 1))
         await turns_until(lambda: heard)
