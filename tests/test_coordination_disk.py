@@ -15,11 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grami_actors import ActorSystem, Cancelled, GramiError
-from grami_actors.coordination import saga as saga_function
 from grami_actors.coordination.blackboard import Entry, EntryChanged, ReadEntry, WriteEntry
 from grami_actors.coordination.journal import Journal
 from grami_actors.coordination.people import Answer, AnswerQuestion, ListQuestions, Question, WithdrawQuestion
-from grami_actors.coordination.saga import SagaFailed
+from grami_actors.coordination.saga import SagaFailed, saga
 from tests import test_coordination_people as people
 from tests import test_coordination_saga as sagas
 from tests.conftest import Gate, running, turns_until
@@ -27,34 +26,37 @@ from tests.test_coordination_blackboard import Watcher, board
 from tests.test_coordination_people import REFUND, asking, until_asked, until_waiting
 from tests.test_coordination_saga import World, steps, trip, until_state
 
+NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
+
 
 class Disk:
     """What is written is on it when the test says so; each time it is busy it does what comes next in ``plan``."""
 
     def __init__(self) -> None:
         self.writes = 0
-        self.plan: list[Gate | OSError] = []
+        self.plan: list[tuple[Gate | None, OSError | None]] = []
         self.keeps: int | None = None
 
     def sync(self, file: int) -> None:
         self.writes += 1
-        step = self.plan.pop(0) if self.plan else None
-        if isinstance(step, OSError):
+        gate, error = self.plan.pop(0) if self.plan else (None, None)
+        if gate is not None:
+            gate.hold()
+        if error is not None:
             if self.keeps is not None:
                 os.ftruncate(file, self.keeps)
-            raise step
-        if step is not None:
-            step.hold()
+            raise error
 
-    def busy(self) -> Gate:
+    def busy(self, error: OSError | None = None) -> Gate:
+        """Hold what is written next until the gate is opened."""
         gate = Gate()
-        self.plan.append(gate)
+        self.plan.append((gate, error))
         return gate
 
     def full(self, keeps: int | None = None) -> None:
         """What is written next is an error, and is there all the same, but for what comes after so many bytes."""
         self.keeps = keeps
-        self.plan.append(OSError(errno.ENOSPC, "No space left on device"))
+        self.plan.append((None, NO_SPACE))
 
 
 @pytest.fixture
@@ -62,8 +64,8 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     found = Disk()
     monkeypatch.setattr(os, "fsync", found.sync)
     yield found
-    for gate in found.plan:
-        if isinstance(gate, Gate):
+    for gate, _ in found.plan:
+        if gate is not None:
             gate.opened.set()
 
 
@@ -135,18 +137,24 @@ async def test_when_a_write_fails_the_changes_after_it_are_forgotten_too_and_who
         journal.open(system)
         journal.put("before", 1)
         await journal.kept()
-        busy = disk.busy()
-        disk.full()
+        gates = [disk.busy(), disk.busy(NO_SPACE)]
         heard: list[str] = []
         waiting = []
-        for key in ("in time", "too late", "later still"):
+
+        async def change(key: str) -> None:
             journal.put(key, 1)
-            journal.once_kept(lambda key=key: heard.append(key))
+            journal.once_kept(lambda: heard.append(key))
             waiting.append(asyncio.ensure_future(journal.kept()))
-            await busy.until_entered()
-        await asyncio.sleep(0)
-        busy.opened.set()
+            await asyncio.sleep(0)
+
+        await change("in time")
+        await gates[0].until_entered()
+        await change("too late")
+        gates[0].opened.set()
+        await gates[1].until_entered()
+        await change("later still")
         await waiting[0]
+        gates[1].opened.set()
         for each in waiting[1:]:
             with pytest.raises(GramiError, match="No space left") as failed:
                 await each
@@ -155,6 +163,7 @@ async def test_when_a_write_fails_the_changes_after_it_are_forgotten_too_and_who
         journal.put("after", 1)
         await journal.kept()
         found = journal.keys()
+        assert "later still" not in found
         journal.close()
         again = Journal(path)
         assert again.keys() == found
@@ -309,6 +318,20 @@ async def test_an_answer_is_on_the_disk_before_anybody_hears_of_it(path: Path, d
         assert await answering == await asked == Answer("yes", "ann")
 
 
+async def test_who_asks_what_was_just_answered_hears_it_when_it_is_on_the_disk(path: Path, disk: Disk) -> None:
+    async with running() as system:
+        await people.house(system, Journal(path))
+        with pytest.raises(GramiError):
+            await asking(system, keep=True, timeout=0.02)
+        busy = disk.busy()
+        answering = ask(system, "people", AnswerQuestion("refund-42", "yes", by="ann"))
+        await busy.until_entered()
+        asked = asking(system)
+        assert not await settled(asked)
+        busy.opened.set()
+        assert await asked == await answering
+
+
 async def test_an_answer_counts_although_the_person_went_away_while_the_disk_was_busy(path: Path, disk: Disk) -> None:
     async with running() as system:
         heard: list[tuple[str, str]] = []
@@ -365,6 +388,7 @@ async def test_who_asks_again_while_the_withdrawal_is_written_is_not_told_of_it(
         await busy.until_entered()
         second = asking(system, "doer-1")
         await until_waiting(system, 2)
+        assert not await settled(withdrawing)
         busy.opened.set()
         with pytest.raises(Cancelled, match="withdrawn"):
             await first
@@ -408,7 +432,23 @@ async def test_a_step_is_not_asked_before_the_disk_says_that_it_was_begun(path: 
 
 async def _again(system: ActorSystem, *names: str) -> Any:
     await system.spawn(sagas.Doer, name="second")
-    return await system.ask("second", lambda by: saga_function(by, steps(*names), key="trip"))
+    return await system.ask("second", lambda by: saga(by, steps(*names), key="trip"))
+
+
+async def test_who_asks_for_a_saga_again_hears_of_its_end_when_that_is_on_the_disk(path: Path, disk: Disk) -> None:
+    async with running() as system:
+        world = World(a="hangs")
+        await sagas.house(system, world, Journal(path))
+        asked = trip(system, "a")
+        await world.gate.until_entered()
+        busy = disk.busy()
+        world.gate.opened.set()
+        await busy.until_entered()
+        again = asyncio.create_task(_again(system, "a"))
+        assert not await settled(again)
+        assert not asked.done()
+        busy.opened.set()
+        assert await asked == await again == {"a": "a done"}
 
 
 async def test_a_request_that_is_cancelled_while_the_end_is_written_leaves_all_steps_done(
@@ -434,9 +474,8 @@ async def test_a_saga_whose_step_cannot_be_written_down_is_undone(path: Path, di
     async with running() as system:
         world = World()
         await sagas.house(system, world, Journal(path))
-        disk.plan.append(Gate())
+        disk.busy().opened.set()
         disk.full()
-        disk.plan[0].opened.set()  # type: ignore[union-attr]
         with pytest.raises(SagaFailed, match="No space left"):
             await trip(system, "a", "b")
         assert world.effects == {}

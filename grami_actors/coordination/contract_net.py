@@ -8,7 +8,8 @@ Rule 2: one bidder works on a task at a time, as far as can be known: the next i
 Rule 3: so a task may be done twice when the outcome of an award is unknown: the winner died, or its answer was lost or
         late, after it had acted. All awards of one task carry the same ``contract``: a worker that writes it down with
         the effect (a unique column, the idempotency key of a service) sees that another was there before it.
-Rule 4: when a contract is over, everybody that may have bid and did not do the task is told so, whatever happened.
+Rule 4: when a contract is over, everybody that may have bid and did not do the task is told so, whatever happened but
+        the death of the announcer's process.
 """
 
 from __future__ import annotations

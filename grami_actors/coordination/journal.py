@@ -211,9 +211,9 @@ class Journal:
 
     def _unwritten(self) -> _Batch | None:
         """The last changes that are not on the disk."""
-        if self._following.lines or self._writing is None:
-            return self._following if self._following.lines else None
-        return self._writing[0]
+        if self._following.lines:
+            return self._following
+        return None if self._writing is None else self._writing[0]
 
     # --- the file ---
 
@@ -266,7 +266,8 @@ class Journal:
         for told, context in batch.waiting:
             assert self._loop is not None
             self._loop.call_soon(told, error, context=context)
-        self._write_on()
+        with contextlib.suppress(GramiError):  # whoever waits for it was told
+            self._write_on()
 
     def _failure(self, error: Exception) -> GramiError:
         failure = GramiError(f"cannot write {self._path}: {getattr(error, 'strerror', '') or describe(error)}")
