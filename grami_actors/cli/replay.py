@@ -22,6 +22,7 @@ from grami_actors.recording.replay import Replayed
 from grami_actors.recording.replay import replay as play
 from grami_actors.recording.tape import Tape
 from grami_actors.scenario import script as scripts
+from grami_actors.scenario.lines import many
 
 SLOWEST = 5
 """Handlers that a summary names."""
@@ -78,12 +79,13 @@ def _tell(replayed: Replayed, *, as_json: bool) -> int:
             data["difference"]["diff"] = found.lines()
         print_json(data)
         return 0 if replayed.same else 1
-    facts = f"{replayed.messages:,} messages and {replayed.requests:,} frames of clients in {replayed.seconds:.3f} s"
+    messages = many(replayed.messages, "message")
+    facts = f"{messages} and {many(replayed.requests, 'frame')} of clients in {replayed.seconds:.3f} s"
     if found is None:
         cut = ", as far as the recording goes: it has no end" if replayed.cut else ""
         out.print(Text.assemble(("✓ ", "green"), f"as recorded: {facts}{cut}"), soft_wrap=True)
         return 0
-    first = f" after {replayed.messages:,} messages, at {found.at:.6f} s: {found.where}"
+    first = f" after {messages}, at {found.at:.6f} s: {found.where}"
     out.print(Text.assemble(("✗ ", "bold red"), ("the first difference", "bold"), first), soft_wrap=True)
     _print_diff(found.lines())
     return 1
@@ -111,8 +113,8 @@ def _tell_against(result: Against) -> None:
     counts = Counter(each.verdict for each in result.requests)
     out.print()
     out.print(Text(", ".join(f"{count:,} {verdict}" for verdict, count in counts.items()) or "no requests"))
-    calls = f"{result.recorded_calls:,} calls of models and tools were answered from the recording, "
-    out.print(Text(f"{calls}{result.other_calls:,} were not in it and were done"), soft_wrap=True)
+    out.print(f"calls of models and tools: {result.recorded_calls:,} answered from the recording, ", end="")
+    out.print(f"{result.other_calls:,} not in it, and done", soft_wrap=True)
 
 
 def _print_diff(lines: list[str]) -> None:
