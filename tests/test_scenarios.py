@@ -7,6 +7,7 @@ import json
 import pytest
 
 from grami_actors.config import Config
+from grami_actors.scenario.explore import unused
 from grami_actors.scenario.play import modes_of
 from grami_actors.scenario.script import load, run
 from tests.scenario_digests import FILE, FOLDER, LONG, every, pinned, played
@@ -58,6 +59,7 @@ def test_every_scenario_passes_in_simulation_and_is_the_same_run_on_every_machin
 ) -> None:
     outcomes = played(file, name, SEEDS.get(file, 20))
     assert [(each.seed, each.failure) for each in outcomes if each.failure is not None] == []
+    assert unused(outcomes) == (), "its faults strike"
     assert pinned(outcomes) == json.loads(FILE.read_text())[f"{file} {name}"]
 
 
