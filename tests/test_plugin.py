@@ -180,6 +180,12 @@ def test_a_script_that_cannot_be_loaded_is_an_error_with_its_text(
     assert "grami_actors/" not in str(result.stdout), "none of our internals"
 
 
+def test_a_scenario_cannot_be_parametrized_and_that_is_said(pytester: pytest.Pytester) -> None:
+    mark = "import pytest\n@scenario\n@pytest.mark.parametrize('n', [1, 2])\n"
+    told = played(pytester, f"{mark}async def each(play): ...\n", errors=1)
+    assert "the scenario each is called with `play` and nothing else: parametrize a test" in told
+
+
 def test_a_scenario_of_a_test_module_is_held_to_the_same(pytester: pytest.Pytester) -> None:
     told = played(pytester, "@scenario\ndef plain(play): ...\n", errors=1)
     assert "the scenario plain is not an async function" in told
@@ -433,7 +439,7 @@ def test_fixtures_may_hold_on_to_ours_until_the_test_runs(pytester: pytest.Pytes
     ("text", "args", "told"),
     [
         ("def test_it(play, clock): ...\n", (), "clock, play: for a test that is an `async def`"),
-        ("@pytest.mark.simulated(seed=5)\nasync def test_it(play): ...\n", (), "unexpected keyword argument 'seed'"),
+        ("@pytest.mark.simulated(seed=5)\nasync def test_it(play): ...\n", (), "mark.simulated() got an unexpected"),
         ("@pytest.mark.simulated(faults='rain')\nasync def test_it(play): ...\n", (), "'rain' is no profile of faults"),
         ("@pytest.mark.simulated\nasync def test_it(play): ...\n", ("--grami-faults", "rain"), "'rain' is no profile"),
     ],

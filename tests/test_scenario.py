@@ -481,6 +481,14 @@ def test_in_a_terminal_there_is_colour_and_the_text_that_is_being_written() -> N
     assert "\x1b[" in file.getvalue()
 
 
+def test_of_a_long_text_that_is_written_the_end_is_seen_in_any_script() -> None:
+    file = io.StringIO()
+    with Terminal(Console(file=file, width=40, force_terminal=True, color_system=None)) as terminal:
+        terminal(Piece("ann", "\u65e5\u672c\u8a9e" * 40 + " 42"))
+        terminal._writing._live.refresh()
+        assert " 42" in file.getvalue()
+
+
 def test_a_long_line_is_one_line_with_its_end() -> None:
     line = Line(0.0, "ann", "bob", "greet", "word " * 100, seconds=0.5, outcome="ok")
     text = shown_by(line, width=60)

@@ -52,7 +52,10 @@ class ScenarioFile(pytest.Module):
 
 def scenarios(module: pytest.Module, function: FunctionType) -> list[pytest.Item]:
     """The tests of a scenario: one for each mode that is wanted."""
-    if problem := problem_of(function):
+    problem = problem_of(function)
+    if any(each.name == "parametrize" for each in getattr(function, "pytestmark", ())):
+        problem = "is called with `play` and nothing else: parametrize a test"
+    if problem:
         raise module.CollectError(f"{module.path}: the scenario {function.__name__} {problem}")
     option = module.config.option
     wanted = {"live": option.grami_live, "simulated": option.grami_seeds != 0}
@@ -263,7 +266,7 @@ def _asked(item: pytest.Item, enough: int | None) -> tuple[range, str]:
     try:
         seeds, faults = (SEEDS, "none") if mark is None else _simulated(*mark.args, **mark.kwargs)
     except TypeError as error:
-        raise pytest.fail.Exception(f"@pytest.mark.simulated: {error}", pytrace=False) from None
+        raise pytest.fail.Exception(f"@pytest.mark.{str(error).lstrip('_')}", pytrace=False) from None
     seeds = seeds if option.grami_seeds is None else option.grami_seeds
     seeds = seeds if enough is None else min(seeds, enough)
     faults = option.grami_faults or faults

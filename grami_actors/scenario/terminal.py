@@ -6,6 +6,7 @@ import inspect
 import itertools
 from typing import Any, Self
 
+from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.live import Live
 from rich.rule import Rule
@@ -54,8 +55,8 @@ class Writing:
         # A copy: the display's own thread renders while text arrives.
         for key, text in tuple(self._texts.items()):
             row = Text(f"     … {key}: ", style="dim", no_wrap=True, overflow="ellipsis")
-            room = max(10, self._console.width - len(row.plain) - 2)
-            row.append(" ".join(text.split())[-room:], style="italic")
+            room = max(10, self._console.width - row.cell_len - 2)
+            row.append(_end_of(" ".join(text.split()), room), style="italic")
             rows.append(row)
         return Group(*rows)
 
@@ -126,6 +127,14 @@ class Terminal:
         row.append_text(text)
         row.append(end, style="dim")
         return row
+
+
+def _end_of(text: str, room: int) -> str:
+    """As much of the end of a text as has room in so many cells; signs of some scripts take two."""
+    text = text[-room:]
+    while (over := cell_len(text) - room) > 0:
+        text = text[(over + 1) // 2 :]
+    return text
 
 
 def _check(check: Check) -> Text:
