@@ -88,6 +88,8 @@ def run(
     For example: grami run scenarios/content_swarm.py three_clients_at_once
 
     Or: grami run scenarios/content_swarm.py --simulate --seeds 500 --faults crash
+
+    Or, one run again, exactly: grami run scenarios/content_swarm.py a_writer_dies --simulate --seed 17
     """
     if not simulate and (seeds, seed, faults, jobs) != (None, None, "none", None):
         raise typer.BadParameter("--seeds, --seed, --faults and --jobs belong to --simulate: add it")

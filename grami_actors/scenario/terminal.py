@@ -126,6 +126,7 @@ class Terminal:
             text.truncate(max(8, self._console.width - row.cell_len - len(end)), overflow="ellipsis")
         row.append_text(text)
         row.append(end, style="dim")
+        row.rstrip()
         return row
 
 
