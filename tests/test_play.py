@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from grami_actors import Agent, Message, Swarm, handles
 from grami_actors.scenario.play import Play
-from grami_actors.scenario.stage import acted
+from grami_actors.scenario.stage import acted, play_one
 from grami_actors.simulation.run import Failure, Runner, series
 from grami_actors.simulation.schedule import Schedule
 from grami_actors.simulation.world import Setup
+from tests.conftest import serving
 
 Script = Callable[[Play], Awaitable[None]]
 
@@ -229,6 +230,38 @@ def test_what_a_client_got_is_looked_at_when_it_comes(seed: int) -> None:
         hearing.cancel()
 
     assert failure_of(script, seed) is None
+
+
+async def _is_cut_and_comes_back(play: Play) -> None:
+    ann, bob = await play.client("ann"), await play.client("bob", retry_for=5.0)
+    heard: list[object] = []
+
+    async def hear() -> None:
+        async for event in bob.subscribe("news"):
+            heard.append(event.data)  # noqa: PERF401 - one at a time
+
+    hearing = asyncio.create_task(hear())
+    await play.at(0.2)
+    await ann.publish("news", 1)
+    await play.eventually(lambda: heard == [1])
+    bob.cut()
+    await ann.publish("news", 2)
+    await play.eventually(lambda: heard == [1, 2], text="bob comes back, and has what he missed")
+    play.check("he asks again", await bob.request(Later(0.0)) == 0.0)
+    play.check("by his name", play.transcript.count("bob -> sleeper") == 1)
+    hearing.cancel()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_client_that_is_cut_off_comes_back_if_it_is_to(seed: int) -> None:
+    assert failure_of(_is_cut_and_comes_back, seed) is None
+
+
+@pytest.mark.slow
+async def test_it_comes_back_to_a_real_server_too() -> None:
+    async with serving(Swarm([Sleeper])) as manager:
+        result = await play_one(manager, _is_cut_and_comes_back, lambda _: None)  # type: ignore[arg-type]
+        assert result.passed, result
 
 
 def test_what_is_eventually_so_may_be_asked_of_an_agent() -> None:

@@ -155,7 +155,7 @@ class PlayClient:
         await self._connection.__aexit__(None, None, None)
 
     def cut(self) -> None:
-        """Cut the connection, as a cable is cut; the client comes back by itself, if it was told to."""
+        """Cut the connection, as a cable is cut; the client comes back by itself with ``retry_for``."""
         self._teller.say(self.name, "", "is cut off")
         self._connection.cut()
 

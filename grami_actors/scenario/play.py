@@ -103,8 +103,8 @@ class Stage(Protocol):
     called: Callable[[str], str]
     """What the script calls the client at the end of a connection; set by its :class:`Play`."""
 
-    def client(self) -> Client:
-        """A client that has not connected yet."""
+    def client(self, retry_for: float = 0.0) -> Client:
+        """A client that has not connected yet; seconds in which it tries to come back when it is cut off."""
 
 
 class Play:
@@ -143,10 +143,17 @@ class Play:
     # --- who plays ---
 
     @awaited
-    async def client(self, name: str) -> PlayClient:
-        """A client with a connection of its own, until the scenario ends or it leaves."""
-        connection = await self._stack.enter_async_context(self._stage.client())
+    async def client(self, name: str, *, retry_for: float = 0.0) -> PlayClient:
+        """A client with a connection of its own, until the scenario ends or it leaves.
+
+        Args:
+            name: what the transcript calls it.
+            retry_for: seconds in which it tries to come back when it is cut off, as those of
+                :func:`grami_actors.connect` do for 30; 0 never does.
+        """
+        connection = await self._stack.enter_async_context(self._stage.client(retry_for))
         self._clients.append((name, connection))
+        self._named()
         return PlayClient(self, name, connection)
 
     def _called(self, name: str) -> str:

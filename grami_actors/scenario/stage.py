@@ -37,9 +37,9 @@ class LiveStage(Scene):
         self.end_faults()
         self.history.end()
 
-    def client(self) -> Client:
-        """A client that has not connected yet."""
-        return connect(self.manager.url, retry_for=0.0)
+    def client(self, retry_for: float = 0.0) -> Client:
+        """A client that has not connected yet; seconds in which it tries to come back when it is cut off."""
+        return connect(self.manager.url, retry_for=retry_for)
 
 
 async def play_one(manager: GrowthManager, function: ScenarioFunction, watch: Callable[[Any], None]) -> Result:

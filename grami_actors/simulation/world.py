@@ -8,6 +8,8 @@ from functools import cached_property
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from msgspec.structs import replace
+
 from grami_actors.catalog import Catalog
 from grami_actors.client import Client
 from grami_actors.config import Config
@@ -145,9 +147,9 @@ class World(Scene):
         finally:
             await self.system.close()
 
-    def client(self) -> Client:
-        """A client that has not connected yet."""
+    def client(self, retry_for: float = 0.0) -> Client:
+        """A client that has not connected yet; seconds in which it tries to come back when it is cut off."""
         if self._gateway is None:
             setup = self._setup
             self._gateway = MemoryGateway(self.system, setup.catalog, setup.config, setup.policy, setup.version)
-        return Client(_SETTINGS, self._gateway.connect)
+        return Client(replace(_SETTINGS, retry_for=retry_for), self._gateway.connect)
