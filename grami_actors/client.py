@@ -413,8 +413,8 @@ class Client:
         conversation = self._conversation
         try:
             async for data in socket:
-                conversation.receive(data)
                 await self._reads.wait()
+                conversation.receive(data)
                 if conversation.goaway is not None:
                     # What is in flight ends here; what is new waits for the next connection.
                     self._connected.clear()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grami_actors import Agent, Message, Swarm, handles
+from grami_actors import Agent, DeadlineExceeded, Message, Swarm, handles
 from grami_actors.scenario.play import Play
 from grami_actors.scenario.stage import acted, play_one
 from grami_actors.simulation.run import Failure, Runner, series
@@ -230,6 +230,51 @@ def test_what_a_client_got_is_looked_at_when_it_comes(seed: int) -> None:
         hearing.cancel()
 
     assert failure_of(script, seed) is None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_faults_know_clients_by_their_names(seed: int) -> None:
+    async def script(play: Play) -> None:
+        ann, bob = await play.client("ann"), await play.client("bob", retry_for=5.0)
+        delay = play.faults.delay("bob", "sleeper", 1.0, times=None)
+        parted = play.faults.partition(["ann"], "sleep*")
+        for _ in range(2):
+            with pytest.raises(DeadlineExceeded):
+                await ann.request(Later(0.0), timeout=0.5)
+            assert await bob.request(Later(0.0), timeout=2.0) == 0.0
+            bob.cut()
+            await play.at(play.now() + 3.0)
+        assert (delay.struck, parted.struck) == (2, 2)
+        assert {each.names for each in play.transcript.faults() if each.fault == "delay"} == {
+            ("connection-2", "sleeper"),
+            ("connection-3", "sleeper"),
+        }
+
+    assert failure_of(script, seed) is None
+
+
+async def _reads_no_more(play: Play) -> None:
+    ann = await play.client("ann")
+    ann.pause()
+    pending = ann.start(Later(0.1))
+    await play.expect("ann -> sleeper: later")
+    await play.at(play.now() + 0.2)
+    play.check("nothing came", not pending.done)
+    ann.resume()
+    play.check("it had only not been read", await pending == 0.1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_client_that_reads_no_more_gets_nothing(seed: int) -> None:
+    assert failure_of(_reads_no_more, seed) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", [_reads_no_more])
+async def test_nor_does_it_from_a_real_server(script: Script) -> None:
+    async with serving(Swarm([Sleeper])) as manager:
+        result = await play_one(manager, script, lambda _: None)  # type: ignore[arg-type]
+        assert result.passed, result
 
 
 async def _is_cut_and_comes_back(play: Play) -> None:
