@@ -64,7 +64,10 @@ class _MessageMeta(msgspec.StructMeta):
             if plain and attribute not in namespace.get("__annotations__", cls.__struct_fields__):
                 raise TypeError(f"{name}: the field {attribute!r} needs a type annotation")
         if tag in CONTROL_TYPES or tag.startswith(RESERVED_PREFIXES):
-            raise TypeError(f"{name}: the message type {tag!r} is reserved by the protocol; choose another tag")
+            raise TypeError(
+                f"{name}: the message type {tag!r} is reserved by the protocol; choose another: "
+                f'class {name}(Message, tag="...")'
+            )
         if taken := REQUEST_FIELDS.intersection(cls.__struct_encode_fields__):
             raise TypeError(f"{name}: the fields {sorted(taken)} are reserved for every request; rename them")
         return cls
