@@ -8,30 +8,40 @@ import sys
 from collections.abc import Callable, Coroutine
 from functools import wraps
 from pathlib import PurePath
+from types import CodeType
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+FEW = 16
+"""So many are not looked through."""
 
 
 class Awaits:
     """Remembers coroutines until they have begun."""
 
     def __init__(self) -> None:
-        self._made: list[tuple[Coroutine[Any, Any, Any], str]] = []
+        self._made: list[tuple[Coroutine[Any, Any, Any], str, CodeType, int]] = []
+        self._many = FEW
 
-    def add(self, coroutine: Coroutine[Any, Any, Any], what: str) -> None:
-        """One more, and what is said of it if it never begins."""
-        self._made = [each for each in self._made if _is_new(each[0])]
-        self._made.append((coroutine, what))
+    def add(self, coroutine: Coroutine[Any, Any, Any], name: str, code: CodeType, line: int) -> None:
+        """One more: what was called, and in which line."""
+        if len(self._made) >= self._many:
+            self._made = [each for each in self._made if _is_new(each[0])]
+            self._many = max(FEW, 2 * len(self._made))
+        self._made.append((coroutine, name, code, line))
 
     def missing(self) -> str:
-        """What is said of the first that nobody awaited, if there is one; all of them are closed."""
+        """The first that nobody awaited, and its line, in words; all of them are closed. Empty if there is none."""
         under_way = {task.get_coro() for task in asyncio.all_tasks()}
         left = [each for each in self._made if _is_new(each[0]) and each[0] not in under_way]
-        for coroutine, _ in left:
+        for coroutine, *_ in left:
             coroutine.close()  # or Python warns of it, too
-        return left[0][1] if left else ""
+        if not left:
+            return ""
+        _, name, code, line = left[0]
+        return f"{name}() was never awaited ({PurePath(code.co_filename).name}:{line})"
 
 
 class Remembers(Protocol):
@@ -52,8 +62,7 @@ def awaited(
     def call(self: S, /, *args: P.args, **given: P.kwargs) -> Coroutine[Any, Any, T]:
         coroutine = method(self, *args, **given)
         caller = sys._getframe(1)  # noqa: SLF001 - whose line it is
-        place = f"{PurePath(caller.f_code.co_filename).name}:{caller.f_lineno}"
-        self.awaits.add(coroutine, f"{method.__name__}() was never awaited ({place})")
+        self.awaits.add(coroutine, method.__name__, caller.f_code, caller.f_lineno)
         return coroutine
 
     return call
