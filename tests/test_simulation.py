@@ -406,6 +406,31 @@ def test_a_window_of_one_step_deep_in_a_long_run_is_found(planted: Callable[...,
     )
 
 
+def test_histories_that_differ_only_in_ids_that_are_drawn_are_one(planted: Callable[..., Runner]) -> None:
+    runner = planted("""
+        class Namer(Agent):
+            @handles(Go)
+            def go(self, m: Go) -> None:
+                self.tell("sink", Go(self._cell.runtime.new_trace_id()))
+                self.tell("sink", Go(self._cell.runtime.new_trace_id()[:8] + "a"))
+                self.tell("sink", Go("word"))
+
+        class Sink(Agent):
+            @handles(Go)
+            def go(self, m: Go) -> None: ...
+
+        swarm = Swarm([Namer, Sink])
+
+        @scenario
+        async def race(play: Play) -> None:
+            await play.system.ask("namer", Go())
+            await asyncio.sleep(1)
+        """)
+    outcomes = [runner.run(Schedule(seed)) for seed in range(20)]
+    assert len({each.order for each in outcomes}) == 1
+    assert len({each.digest for each in outcomes}) == 20
+
+
 @pytest.mark.parametrize("order", [[6, 3, 1], [7, 4, 0], [5, 4, 3]])
 def test_one_order_of_three_among_eight_agents_is_found(planted: Callable[..., Runner], order: list[int]) -> None:
     agents = "".join(

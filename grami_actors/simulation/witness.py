@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 
 import msgspec
 
@@ -10,6 +11,9 @@ from grami_actors.cell import Cell
 from grami_actors.history import named
 from grami_actors.messages import Envelope, type_name
 from grami_actors.router import Forward
+
+_DRAWN = re.compile(rb"(?=[0-9]*[a-f])[0-9a-f]{8,}")
+"""Ids: of contracts, sagas, requests, and the beginning of a trace's as the epoch of events."""
 
 _ENCODE = msgspec.json.Encoder(enc_hook=named, order="deterministic").encode
 
@@ -24,6 +28,7 @@ class Witness:
     def __init__(self) -> None:
         self.count = 0
         self._hash = hashlib.blake2b(digest_size=16)
+        self._order = hashlib.blake2b(digest_size=16)
 
     def __call__(self, cell: Cell, envelope: Envelope) -> None:
         """See a message that an actor takes."""
@@ -35,13 +40,16 @@ class Witness:
             content = _ENCODE(message)
         except (TypeError, ValueError, RecursionError):  # what is no data is known by its type
             content = b""
-        self._hash.update(f"{cell.name} {envelope.sender} {type_name(type(message))} ".encode())
+        told = f"{cell.name} {envelope.sender} {type_name(type(message))} ".encode()
+        self._hash.update(told)
         self._hash.update(content)
+        self._order.update(told)
+        self._order.update(_DRAWN.sub(b"", content))
 
     @property
     def order(self) -> str:
-        """Who was told what, in which order; not when."""
-        return self._hash.hexdigest()
+        """Who was told what, in which order; not when, and without the ids that another seed draws in another way."""
+        return self._order.hexdigest()
 
     def digest(self, *more: object) -> str:
         """The same, and more: when it ended, and how."""
