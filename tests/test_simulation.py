@@ -799,3 +799,27 @@ def test_the_order_of_a_set_of_tasks_is_the_same_in_each_run(planted: Callable[.
         digests.add(runner.run(Schedule(5)).digest)
         kept.append([object() for _ in range(997)])
     assert len(digests) == 1
+
+
+def test_who_waited_where_when_time_ran_out_is_told(planted: Callable[..., Runner]) -> None:
+    runner = planted("""
+        class Gate(Agent):
+            @handles(Go)
+            async def go(self, m: Go) -> None:
+                await asyncio.get_running_loop().create_future()  # nobody sets it
+
+        swarm = Swarm([Gate])
+
+        @scenario
+        async def race(play: Play) -> None:
+            await play.system.ask("gate", Go())
+        """)
+    outcomes = [runner.run(Schedule(0), watched=watched) for watched in (True, False)]
+    assert outcomes[0].digest == outcomes[1].digest
+    failure = outcomes[0].failure
+    assert failure is not None
+    assert (failure.kind, failure.known_by) == ("error", "DEADLINE_EXCEEDED")
+    lines = failure.text.splitlines()
+    assert lines[0].endswith("when time ran out, these waited:")
+    assert any(each.startswith("  gate (") and each.endswith("waits for a future") for each in lines)
+    assert all("planted.py:" in each for each in lines[1:])

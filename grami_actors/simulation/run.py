@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from grami_actors.deadlines import Deadlines
-from grami_actors.errors import GramiError, describe
+from grami_actors.errors import ErrorCode, GramiError, describe
 from grami_actors.gateway.memory import MemoryGateway
 from grami_actors.simulation.deadlock import explain, holders, waiting
 from grami_actors.simulation.leaks import Nondeterminism, sealed, sealing
@@ -101,11 +101,11 @@ class Runner:
         gc.collect(1)  # what the last run left; while it is in the processor's caches that is cheap
         loop = VirtualLoop(schedule, (Deadlines, MemoryGateway), self._setup.most_seconds)
         world = World(self._setup, schedule, loop, watched=watched)
-        loop.idle = _Idle(world, loop)
+        loop.idle = idle = _Idle(world, loop, watched=watched)
         collecting = gc.isenabled()
         gc.disable()  # what it finds, and when, is not of the seed; it is swept between runs
         try:
-            failure = self._play(loop, world)
+            failure = idle.explained(self._play(loop, world))
         finally:
             if collecting:
                 gc.enable()
@@ -166,7 +166,9 @@ def _forgotten(failed: list[SimulatedTask]) -> Failure | None:
 class _Idle:
     """Looks whether there is anything left to wait for, when only deadlines and the like are."""
 
-    def __init__(self, world: World, loop: VirtualLoop) -> None:
+    def __init__(self, world: World, loop: VirtualLoop, *, watched: bool) -> None:
+        self._waited: list[str] = []
+        self._watched = watched
         self._world = world
         self._loop = loop
         self._steps = -1
@@ -177,9 +179,18 @@ class _Idle:
         if loop.steps != self._steps and (loop.quiet or system.deadlines.earliest() <= loop.next_timer):
             self._steps, self._since = loop.steps, loop.time()
             locked(system, loop)
+            if self._watched:  # it takes time, and else nobody reads it
+                self._waited = waiting(system, loop)
         if loop.quiet and (not loop.timers or loop.time() - self._since > PATIENCE):
             lines = "".join(f"\n  {line}" for line in waiting(system, loop))
             raise Stuck(f"nothing can go on, and there is nothing to wait for{':' if lines else ''}{lines}")
+
+    def explained(self, failure: Failure | None) -> Failure | None:
+        """The failure; with who waited, and where, if it is that time ran out."""
+        if failure is None or failure.known_by != ErrorCode.DEADLINE_EXCEEDED or not self._waited:
+            return failure
+        lines = "".join(f"\n  {line}" for line in self._waited)
+        return msgspec.structs.replace(failure, text=f"{failure.text}; when time ran out, these waited:{lines}")
 
 
 def locked(system: ActorSystem, loop: VirtualLoop) -> None:
