@@ -8,6 +8,7 @@ from textwrap import dedent, indent
 
 import pytest
 
+from grami_actors.errors import GramiError
 from grami_actors.scenario.explore import Crew, Wanted, explore, runner_of
 from grami_actors.simulation import stalls
 from grami_actors.simulation.run import Runner, series
@@ -122,3 +123,18 @@ def test_the_command_tells_of_a_loop_without_await(tmp_path: Path) -> None:
         report = explore(crew, Wanted(str(file), "asked"), 1_000)
     assert (report.passed, report.failed_seed, report.kind) == (False, 0, "hang")
     assert "endless.py:15 in busy" in report.error
+
+
+@pytest.mark.slow
+def test_a_loop_that_catches_everything_ends_its_process_which_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "stubborn.py"
+    loop = (
+        "while True:\n            try:\n                for _ in iter(int, 1): self.x = 1\n            except: pass\n"
+    )
+    handler = f"    @handles(Go)\n    def go(self, m: Go) -> None:\n        {loop}"
+    file.write_text(f"{HEAD}class Busy(Agent):\n{handler}\nswarm = Swarm([Busy])\n")
+    with Crew(1) as crew:
+        for member in crew.everybody:
+            crew.submit(member, hurry).result()
+        with pytest.raises(GramiError, match="a process that played asked ended in the middle"):
+            explore(crew, Wanted(str(file), "asked"), 1_000)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import signal
 import sys
 import threading
@@ -32,6 +33,9 @@ BLOCKED = 30.0
 IDLE = 0.01
 """The share of a processor's time that whoever only waits uses at most."""
 
+MOST_STRIKES = 3
+"""Interruptions of one run, after which a process that nobody attends ends itself."""
+
 TRIES = 1_000
 """How often code of the user's is waited for, a millisecond each, so that its place can be told."""
 
@@ -46,6 +50,7 @@ class _Watcher:
     def __init__(self, *, unattended: bool) -> None:
         self.loop: VirtualLoop | None = None
         self.runs = 0
+        self.strikes = 0
         self._blocked = BLOCKED if unattended else None
         self._why = ""
         self._tries = 0
@@ -97,6 +102,11 @@ class _Watcher:
         self._tries = 0
         where = "of the runtime" if found is None else f"at {place(found.f_code, found.f_lineno)}{_actor()}"
         hang = Hang(f"a step {where} does not end: {self._why}")
+        self.strikes += 1
+        if self._blocked is not None and self.strikes == MOST_STRIKES:
+            sys.stderr.write(f"{hang}; it cannot be interrupted, for it catches everything\n")
+            sys.stderr.flush()
+            os._exit(1)
         loop.call_soon(_raise, hang)  # whatever the actor makes of it, the run is over
         raise hang
 
@@ -142,6 +152,7 @@ def watched(loop: VirtualLoop) -> Iterator[None]:
         for watcher in _watchers:
             watcher.loop = loop
             watcher.runs += 1
+            watcher.strikes = 0
         try:
             yield
         finally:
