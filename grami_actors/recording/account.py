@@ -234,7 +234,7 @@ def _apart(told: Told) -> Told:
 
 
 def _is_of_jobs(actor: str) -> bool:
-    return actor.partition("/")[0] == JOBS
+    return actor.partition("/")[0] in {JOBS, f"{JOBS}-office"}
 
 
 def _end_of(entries: list[AnyEntry]) -> float:

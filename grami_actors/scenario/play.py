@@ -154,6 +154,8 @@ class Play:
         connection = await self._stack.enter_async_context(self._stage.client(retry_for))
         self._clients.append((name, connection))
         self._named()
+        history = self._stage.history
+        history.add(Remark(at=history.now(), who=name, text=f"comes as {connection.connection}"))
         return PlayClient(self, name, connection)
 
     def _called(self, name: str) -> str:
