@@ -816,6 +816,13 @@ def test_a_live_recording_and_its_page_hold_the_faults_and_the_checks(tmp_path: 
     assert kinds.count("remark") == 3
 
 
+def test_a_difference_of_a_run_with_faults_says_that_they_are_not_played(tmp_path: Path) -> None:
+    tape = record(swarm_file(tmp_path, FAULTY), tmp_path / "run.jsonl")
+    assert shown(replayed(tape)) == ""
+    again = replayed(tape, swarm_file(tmp_path, FAULTY.replace("return deposit.amount", "return 6")))
+    assert "faults were put into the recorded run (1), which are not played" in shown(again)
+
+
 def test_a_difference_is_shown_line_by_line() -> None:
     lines = Difference(1.0, "a tells b", {"x": 1, "y": 2}, {"x": 1, "y": 3}).lines()
     assert '-  "y": 2' in lines

@@ -213,9 +213,11 @@ class _Run:
 
     def _explained(self, difference: Difference | None) -> Difference | None:
         """With what models and tools had no answer for, if there is such a thing: it came first."""
-        if difference is None or not self._answers.missed:
-            return difference
-        return msgspec.structs.replace(difference, text=self._answers.missed[0])
+        if difference is None:
+            return None
+        faults = f"faults were put into the recorded run ({self._account.faults}), which are not played"
+        text = "\n".join([*self._answers.missed[:1], *([faults] if self._account.faults else [])])
+        return msgspec.structs.replace(difference, text=text)
 
     # --- what comes from outside ---
 
