@@ -137,7 +137,7 @@ class Actor(_PykkaActor):  # type: ignore[misc]
     @cached_property
     def random(self) -> Random:
         """Dice of this actor, which a simulation can throw again: ``self.random.choice(names)``."""
-        return self._cell.runtime.new_random()
+        return self._cell.runtime.new_random(self.name)
 
     def tell(self, to: str | Ref[Any], message: Any, *, detached: bool = False) -> None:
         """Send without waiting for an answer; the message inherits the scope unless ``detached``.

@@ -37,7 +37,7 @@ class Runtime(Protocol[C]):
     def wall(self) -> float:
         """Seconds since 1970."""
 
-    def new_random(self) -> random.Random:
+    def new_random(self, actor: str) -> random.Random:
         """Dice of its own for an actor."""
 
     def resolve(self, to: str, message: Any, by: C | None = None) -> Any:

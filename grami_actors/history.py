@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -154,6 +154,13 @@ class Ran(Entry, tag="tool", kw_only=True):
     error: str = ""
 
 
+class Dice(Entry, tag="dice", kw_only=True):
+    """An actor threw dice of its own for the first time; ``seed`` throws them again."""
+
+    actor: str
+    seed: Annotated[int, msgspec.Meta(ge=0)]
+
+
 class Remark(Entry, tag="remark", kw_only=True):
     """A word of the script: a check, or what it does to the world. ``passed`` is ``None`` where nothing was checked."""
 
@@ -162,7 +169,7 @@ class Remark(Entry, tag="remark", kw_only=True):
     passed: bool | None = None
 
 
-AnyEntry = Told | Lost | Life | Injected | Framed | Wrote | Ran | Remark
+AnyEntry = Told | Lost | Life | Injected | Framed | Wrote | Ran | Dice | Remark
 
 _STAGES: dict[type[Event], Stage] = {
     ActorStarted: "started",

@@ -43,7 +43,7 @@ from grami_actors.profiling import Profile
 from grami_actors.ref import ActorDead, Ref
 from grami_actors.router import Fanout, Router, RoutingTable
 from grami_actors.spec import LaneName, Spec
-from grami_actors.telemetry import Bus, Event
+from grami_actors.telemetry import Bus, DiceMade, Event
 from grami_actors.watchdog import Watchdog
 
 A = TypeVar("A", bound=Actor)
@@ -475,9 +475,12 @@ class ActorSystem:
         """Seconds since 1970: the time of day, for people."""
         return time.time()
 
-    def new_random(self) -> random.Random:
+    def new_random(self, actor: str) -> random.Random:
         """Dice of its own for an actor, seeded by those of the system."""
-        return random.Random(self._rng.getrandbits(64))
+        seed = self._rng.getrandbits(64)
+        if DiceMade in self.bus:
+            self.bus.publish(DiceMade(actor, seed))
+        return random.Random(seed)
 
     @staticmethod
     def aside(name: str, work: Callable[[], object]) -> None:

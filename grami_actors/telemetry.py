@@ -307,6 +307,13 @@ class JobsLeft(Event, frozen=True):
     ending: int
 
 
+class DiceMade(Event, frozen=True):
+    """An actor has dice of its own from now on, which this seed throws again."""
+
+    actor: str
+    seed: int
+
+
 class Noted(Event, frozen=True):
     """Something else for the account of a run (:mod:`grami_actors.history`): a fault, a check, an answer of a model."""
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from grami_actors.config import Config
-from grami_actors.history import Injected, Ran, Remark, Told
+from grami_actors.history import Dice, Injected, Ran, Remark, Told
 from grami_actors.manager import GrowthManager
 from grami_actors.recording.account import Account, Difference
 from grami_actors.recording.against import Against, against
@@ -477,6 +477,39 @@ async def test_what_clients_send_wrong_is_no_difference(tmp_path: Path) -> None:
     ended = await asyncio.to_thread(replayed, Tape(path))
     assert ended.same, shown(ended)
     assert ended.messages >= 3
+
+
+DICE = """
+from grami_actors import Agent, Message, Swarm, handles
+from grami_actors.scenario import Play, scenario
+
+
+class Throw(Message):
+    pass
+
+
+class Player(Agent, instances=2):
+    @handles(Throw)
+    def throw(self, throw: Throw) -> int:
+        return self.random.randrange(10**9)
+
+
+swarm = Swarm([Player])
+
+
+@scenario
+async def one(play: Play):
+    client = await play.client("client")
+    for _ in range(6):
+        await client.request(Throw())
+"""
+
+
+def test_what_an_actor_throws_with_its_own_dice_is_as_it_was(tmp_path: Path) -> None:
+    tape = record(swarm_file(tmp_path, DICE), tmp_path / "dice.jsonl")
+    assert sum(isinstance(each, Dice) for each in tape) == 2
+    ended = replayed(tape)
+    assert ended.same, shown(ended)
 
 
 QUEUED = """

@@ -293,7 +293,7 @@ class WorkerRuntime:
         """Seconds since 1970."""
         return time.time()
 
-    def new_random(self) -> random.Random:
+    def new_random(self, actor: str) -> random.Random:
         """Dice of its own for an actor."""
         return random.Random()
 

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from grami_actors.cell import CONNECTION
-from grami_actors.history import AnyEntry, Framed, Injected, Life, Lost, Ran, Told, Wrote, plain
+from grami_actors.history import AnyEntry, Dice, Framed, Injected, Life, Lost, Ran, Told, Wrote, plain
 from grami_actors.job_requests import JOBS
 from grami_actors.recording.request import encoded
 
@@ -144,6 +144,7 @@ class Account:
         lost: messages that became dead letters.
         frames: all that passed, in order.
         gone: when clients went that had asked for something: their connections.
+        dice: the seeds of the dice of actors, in order.
         faults: how many were put in on purpose.
         kills: when idle actors were killed from outside.
         end: when the run ended, or began to be ended; what came later is not compared.
@@ -157,6 +158,10 @@ class Account:
         self.cut = cut
         self.end = _end_of(kept)
         self.frames = [each for each in kept if isinstance(each, Framed)]
+        self.dice: defaultdict[str, deque[int]] = defaultdict(deque)
+        for each in kept:
+            if isinstance(each, Dice):
+                self.dice[each.actor].append(each.seed)
         self.faults = sum(isinstance(each, Injected) for each in kept)
         self.gone: dict[str, float] = {}
         for each in kept:

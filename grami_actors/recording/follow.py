@@ -504,6 +504,11 @@ class System(SimulatedSystem):
         lane = _Lane(self._virtual, self._follower)
         return {"loop": lane, "thread": lane, "process": lane}
 
+    def new_random(self, actor: str) -> random.Random:
+        """The dice that the actor had."""
+        seeds = self._follower.account.dice[actor]
+        return random.Random(seeds.popleft()) if seeds else super().new_random(actor)
+
     def wall(self) -> float:
         """Seconds since 1970, as it was."""
         return self._begun + self._virtual.elapsed

@@ -27,13 +27,20 @@ from typing import Any
 from grami_actors.control_frames import OWNED
 from grami_actors.encoding import JSON, MSGPACK, Encoding
 from grami_actors.errors import ConfigError, describe
-from grami_actors.history import AnyEntry, Framed, History, Ran, Told, plain
+from grami_actors.history import AnyEntry, Dice, Framed, History, Ran, Told, plain
 from grami_actors.manager import GrowthManager
 from grami_actors.recording.model import recorded
 from grami_actors.recording.request import digest_of_call, encoded
 from grami_actors.recording.tape import End, Header
 from grami_actors.system import ActorSystem
-from grami_actors.telemetry import ConnectionAuthenticated, ConnectionClosed, ConnectionOpened, Doubted, FramePassed
+from grami_actors.telemetry import (
+    ConnectionAuthenticated,
+    ConnectionClosed,
+    ConnectionOpened,
+    DiceMade,
+    Doubted,
+    FramePassed,
+)
 
 FLUSH_EVERY = 0.5
 """Seconds that a line waits at most for the next write."""
@@ -89,6 +96,7 @@ class Recorder:
         self._ends = (
             self.history.end,
             bus.subscribe(self._on_frame, FramePassed),
+            bus.subscribe(self._on_dice, DiceMade),
             bus.subscribe(self._on_connection, ConnectionOpened, ConnectionAuthenticated, ConnectionClosed),
         )
         self._thread = threading.Thread(target=self._work, name="grami-recorder", daemon=True)
@@ -127,6 +135,9 @@ class Recorder:
                 encoding=encoding.name,
             )
         )
+
+    def _on_dice(self, event: DiceMade) -> None:
+        self._add(Dice(at=self.history.now(), actor=event.actor, seed=event.seed))
 
     def _on_connection(self, event: Any) -> None:
         entry = Framed(at=self.history.now(), connection=event.connection, way="open")

@@ -20,7 +20,7 @@ from typing import Any, get_args
 
 import msgspec
 
-from grami_actors.history import AnyEntry
+from grami_actors.history import AnyEntry, Dice
 
 MOST_ENTRIES = 100_000
 """Entries that a page holds; of a longer run the latest, and the page says how many came before."""
@@ -34,7 +34,8 @@ MOST_TEXT = 32_000_000
 _TIMES = frozenset({"at", "sent", "taken"})
 _FLAGS = frozenset({"asked", "handed", "passed"})
 _CONTENT = frozenset({"data", "result", "frame", "prompt", "pieces", "arguments"})
-_FIELDS = {kind: [name for name in kind.__struct_fields__ if name != "steps"] for kind in get_args(AnyEntry)}
+_KINDS = [kind for kind in get_args(AnyEntry) if kind is not Dice]  # for the eye
+_FIELDS = {kind: [name for name in kind.__struct_fields__ if name != "steps"] for kind in _KINDS}
 # What ends a script element, begins a comment or a character reference, or ends a line in some old reader of JSON.
 _ESCAPES = {ord(each): f"\\u{ord(each):04x}" for each in "<>&\u2028\u2029"}
 
@@ -50,6 +51,8 @@ def render(title: str, entries: Iterable[AnyEntry], *, facts: Mapping[str, str] 
     every = 0
     kept: deque[AnyEntry] = deque(maxlen=MOST_ENTRIES)
     for entry in entries:
+        if isinstance(entry, Dice):
+            continue
         every += 1
         kept.append(entry)
     texts = _Texts()

@@ -29,7 +29,7 @@ from grami_actors.manager import package_version
 
 FORMAT = "grami recording"
 VERSION = 1
-MINOR = 0
+MINOR = 1
 
 LONGEST_HEADER = 1 << 20
 """Bytes that are read of a file to see whether it is a recording."""
