@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -155,10 +155,10 @@ class Ran(Entry, tag="tool", kw_only=True):
 
 
 class Dice(Entry, tag="dice", kw_only=True):
-    """An actor threw dice of its own for the first time; ``seed`` throws them again."""
+    """An actor threw dice of its own for the first time; ``seed`` (in hexadecimal) throws them again."""
 
     actor: str
-    seed: Annotated[int, msgspec.Meta(ge=0)]
+    seed: str
 
 
 class Remark(Entry, tag="remark", kw_only=True):

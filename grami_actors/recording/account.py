@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 from collections import Counter, defaultdict, deque
@@ -161,7 +162,8 @@ class Account:
         self.dice: defaultdict[str, deque[int]] = defaultdict(deque)
         for each in kept:
             if isinstance(each, Dice):
-                self.dice[each.actor].append(each.seed)
+                with contextlib.suppress(ValueError):  # a hand has changed it: other dice are a difference
+                    self.dice[each.actor].append(int(each.seed, 16))
         self.faults = sum(isinstance(each, Injected) for each in kept)
         self.gone: dict[str, float] = {}
         for each in kept:

@@ -137,7 +137,7 @@ class Recorder:
         )
 
     def _on_dice(self, event: DiceMade) -> None:
-        self._add(Dice(at=self.history.now(), actor=event.actor, seed=event.seed))
+        self._add(Dice(at=self.history.now(), actor=event.actor, seed=f"{event.seed:x}"))
 
     def _on_connection(self, event: Any) -> None:
         entry = Framed(at=self.history.now(), connection=event.connection, way="open")

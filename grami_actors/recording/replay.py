@@ -27,8 +27,9 @@ from grami_actors.policy import Policy
 from grami_actors.principals import ANONYMOUS, OPERATOR, Principal
 from grami_actors.recording.account import Account, Difference
 from grami_actors.recording.answers import Answers
-from grami_actors.recording.follow import PATIENCE, Follower, System
+from grami_actors.recording.follow import PATIENCE, Follower
 from grami_actors.recording.recorder import HIDDEN
+from grami_actors.recording.system import System
 from grami_actors.recording.tape import Header, Tape
 from grami_actors.simulation.leaks import Nondeterminism, sealed
 from grami_actors.simulation.loop import BEGIN, VirtualLoop
