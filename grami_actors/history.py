@@ -27,6 +27,7 @@ from grami_actors.telemetry import (
     Bus,
     DeadLetter,
     Event,
+    InternalError,
     MessageHandled,
     Noted,
 )
@@ -171,6 +172,9 @@ class Remark(Entry, tag="remark", kw_only=True):
 
 AnyEntry = Told | Lost | Life | Injected | Framed | Wrote | Ran | Dice | Remark
 
+SERVER = "growth manager"
+"""Who failed where it was no actor."""
+
 _STAGES: dict[type[Event], Stage] = {
     ActorStarted: "started",
     ActorFailed: "failed",
@@ -229,7 +233,7 @@ class History:
         self._keep = keep
         self._entries: list[AnyEntry] = []
         self._fresh: list[tuple[float, Any]] = []
-        self.end = bus.subscribe(self._on_event, MessageHandled, DeadLetter, Noted, *_STAGES)
+        self.end = bus.subscribe(self._on_event, MessageHandled, DeadLetter, Noted, InternalError, *_STAGES)
 
     def now(self) -> float:
         """Seconds since the run began."""
@@ -282,6 +286,9 @@ def _entry(what: Any, at: float, begun_at: float) -> AnyEntry:
         return _told(what, at, begun_at)
     if isinstance(what, DeadLetter):
         return _lost(what, at)
+    if isinstance(what, InternalError):  # its client is told the reference only, and a history has no log beside it
+        cause = what.details.rstrip().rpartition("\n")[2]
+        return Life(at=at, actor=SERVER, stage="failed", text=f"{cause} (internal error {what.error_ref})")
     if isinstance(what, Event):
         return Life(at=at, actor=what.actor, stage=_STAGES[type(what)], text=_text(what))  # type: ignore[attr-defined]
     return what  # type: ignore[no-any-return]

@@ -431,6 +431,32 @@ def test_histories_that_differ_only_in_ids_that_are_drawn_are_one(planted: Calla
     assert len({each.digest for each in outcomes}) == 20
 
 
+def test_a_child_that_two_handlers_make_is_found_and_the_error_behind_the_servers_is_told(
+    planted: Callable[..., Runner], tmp_path: Path
+) -> None:
+    runner = planted("""
+        class Boss(Agent, concurrency=2):
+            def __init__(self): self.helper = None
+
+            @handles(Go)
+            async def go(self, m: Go) -> str:
+                if self.helper is None:
+                    self.helper = await self.spawn(Helper, name="helper")
+                return await self.ask(self.helper, Knock())
+
+        swarm = Swarm([Boss])
+
+        @scenario
+        async def race(play: Play) -> None:
+            ann, bob = await play.client("ann"), await play.client("bob")
+            await asyncio.gather(ann.request(Go()), bob.request(Go()))
+        """)
+    found(runner, "error")
+    wanted = Wanted(str(tmp_path / "planted.py"), "race")
+    _, transcript = shortest_of(lambda show: showing(wanted, show), first_failure(runner))
+    assert any("growth manager  failed" in line and "'boss/helper' is taken" in line for line in transcript)
+
+
 @pytest.mark.parametrize("order", [[6, 3, 1], [7, 4, 0], [5, 4, 3]])
 def test_one_order_of_three_among_eight_agents_is_found(planted: Callable[..., Runner], order: list[int]) -> None:
     agents = "".join(

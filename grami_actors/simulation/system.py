@@ -11,9 +11,10 @@ from grami_actors.cell import Cell
 from grami_actors.contracts import Lane
 from grami_actors.messages import Envelope
 from grami_actors.permissions import Permissions
+from grami_actors.ref import Ref
 from grami_actors.simulation.lane import SimulatedLane
 from grami_actors.simulation.loop import VirtualLoop
-from grami_actors.spec import LaneName
+from grami_actors.spec import LaneName, Spec
 from grami_actors.system import ActorSystem
 
 EPOCH = 1_767_225_600.0
@@ -54,6 +55,12 @@ class SimulatedSystem(ActorSystem):
     def begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A task whose first step is taken with the one that begins it."""
         return self._virtual.begin(work)
+
+    async def _spawn(self, spec: Spec, name: str | None, parent: Cell | None) -> Ref[Any]:
+        ref = await super()._spawn(spec, name, parent)
+        if parent is not None:  # others may come in between, even where nothing has to be waited for today
+            await asyncio.sleep(0)
+        return ref
 
     @staticmethod
     def aside(name: str, work: Callable[[], object]) -> None:  # noqa: ARG004
