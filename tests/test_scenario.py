@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import dedent
 from types import ModuleType
 from typing import Any
 
@@ -27,7 +28,7 @@ from grami_actors.scenario.terminal import Terminal, summarise
 from grami_actors.simulation.run import Runner, series
 from grami_actors.simulation.schedule import Schedule
 from grami_actors.simulation.world import Setup
-from tests.conftest import Gate, serving
+from tests.conftest import Gate, Grami, serving
 from tests.swarms import AT_ONCE, Echo, Said, small_swarm
 
 SMALL = Path(__file__).parent / "scripts" / "small.py"
@@ -112,6 +113,41 @@ def test_a_script_of_a_package_may_import_from_it(tmp_path: Path) -> None:
         "from ..swarms import swarm\nfrom shop_of_tests import swarms\nassert swarms.swarm is swarm\n"
     )
     assert load(package / "some.py").scenarios == ()
+
+
+@pytest.mark.slow
+def test_the_tools_of_a_script_of_a_package_are_found_in_other_processes(command_line: Grami, tmp_path: Path) -> None:
+    package = tmp_path / "tools_of_tests"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "sevens.py").write_text("SEVEN = 7\n")
+    (package / "some.py").write_text(
+        dedent("""
+            from grami_actors import Swarm, tool
+            from grami_actors.messages import ToolCall
+            from grami_actors.scenario import Play, scenario
+            from .sevens import SEVEN
+
+            @tool(lane="process")
+            def beside(times: int) -> int:
+                return SEVEN * times
+
+            @tool(job=True)
+            def apart(times: int) -> int:
+                return SEVEN * times
+
+            swarm = Swarm([], [beside, apart])
+
+            @scenario
+            async def counts(play: Play) -> None:
+                ann = await play.client("ann")
+                play.check("in a worker", await play.system.ask("tool:beside", ToolCall({"times": 2})) == 14)
+                job = await ann.jobs.submit("apart", {"times": 3})
+                play.check("as a job", await job.result() == 21)
+            """)
+    )
+    ended = command_line("run", str(package / "some.py"))
+    assert ended.code == 0, ended
 
 
 def test_a_script_that_cannot_be_loaded_is_told_with_the_line_that_failed(tmp_path: Path) -> None:

@@ -84,9 +84,10 @@ def _home(name: str) -> tuple[str, str | None]:
         # ``python -m``: it can be imported by the name that it has there.
         return (spec.name, None) if spec is not None else (name, getattr(module, "__file__", None))
     origin = getattr(spec, "origin", None)
-    if "." in name or not isinstance(origin, str) or not origin.endswith(".py"):
+    if not isinstance(origin, str) or not origin.endswith(".py"):
         return name, None
     file = Path(origin)
     here = file.parent if file.name == "__init__.py" else file
-    known = here.stem == name and str(here.parent) in sys.path
+    package, _, last = name.rpartition(".")
+    known = here.stem == last and (package or str(here.parent) in sys.path)
     return name, None if known else origin

@@ -449,13 +449,15 @@ def _strays() -> dict[str, str]:
     found = {}
     folders = set(sys.path)
     for name, module in tuple(sys.modules.items()):
-        origin = getattr(getattr(module, "__spec__", None), "origin", None)
-        if "." in name or not isinstance(origin, str) or not origin.endswith(".py"):
+        spec = getattr(module, "__spec__", None)
+        origin = getattr(spec, "origin", None)
+        if not isinstance(origin, str) or not origin.endswith(".py") or getattr(spec, "name", "") != name:
             continue
         # Plain text: there may be a thousand of them, and the loop waits.
         folder, _, file = origin.rpartition(os.sep)
         if file == "__init__.py":
             folder, _, file = folder.rpartition(os.sep)
-        if file.removesuffix(".py") != name or folder not in folders:
+        package, _, last = name.rpartition(".")
+        if file.removesuffix(".py") != last or not (package or folder in folders):
             found[name] = origin
     return found
