@@ -59,7 +59,7 @@ class SimulatedSystem(ActorSystem):
     async def _spawn(self, spec: Spec, name: str | None, parent: Cell | None) -> Ref[Any]:
         ref = await super()._spawn(spec, name, parent)
         if parent is not None and parent.spec.kind.listed:
-            # Others may come in between, even where nothing has to be waited for today. The runtime's own know when not.
+            # Others may come in between, even where nothing has to be waited for today. The runtime's own know better.
             await asyncio.sleep(0)
         return ref
 
